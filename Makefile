@@ -1,0 +1,58 @@
+# make install   the environment in .venv (skipped while requirements.txt and pyproject.toml stay the same)
+# make demo      a synthetic street, a model trained on it, and its scores on drives it has not seen
+# make test      style checks and all tests
+# make lint      the style checks alone
+# make clean     removes what the targets above made
+#
+# Variables: PYTHON=python3.12 another interpreter; RUN=runs/other the demo's run directory; PIP_FLAGS= for pip, as in
+# PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu': torch without CUDA, a fraction of the download.
+
+PYTHON = python3
+PIP_FLAGS =
+RUN = runs/demo
+
+BIN = .venv/bin
+TEST_TOOLS = 'pytest>=8' 'ruff>=0.17,<0.18'
+DEBIAN = on Debian and Ubuntu: apt install python3 python3-venv
+
+.PHONY: install demo test lint clean
+
+install: .venv/.installed
+
+# The stamp goes first and comes back last: after an interrupted installation the environment is made anew.
+.venv/.installed: requirements.txt pyproject.toml
+	@command -v $(PYTHON) > /dev/null || \
+		{ echo "error: no $(PYTHON) here; install Python 3.10 or newer ($(DEBIAN)) or give PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is older than 3.10; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+		{ echo "error: $(PYTHON) cannot make virtual environments; install its venv module ($(DEBIAN))" >&2; exit 2; }
+	@test -e $@ || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@rm -f $@
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r requirements.txt $(TEST_TOOLS)
+	@touch $@
+
+# The demo's own directories are made anew each time; any other is left to its owner.
+demo: install
+ifeq ($(RUN),runs/demo)
+	rm -rf $(RUN) $(RUN)_data
+endif
+	@for path in '$(RUN)' '$(RUN)_data'; do test ! -e "$$path" || \
+		{ echo "error: $$path exists; remove it, or choose another: make demo RUN=..." >&2; exit 2; }; done
+	$(BIN)/python -m featdepth.data.synthetic '$(RUN)_data'
+	$(BIN)/python train.py --config configs/demo.yaml \
+		run.directory='$(RUN)' data.root='$(RUN)_data' data.split='$(RUN)_data/splits'
+	$(BIN)/python evaluate.py --config configs/demo.yaml --checkpoint '$(RUN)/model' \
+		run.directory='$(RUN)' data.root='$(RUN)_data' data.split='$(RUN)_data/splits'
+	@echo "Pictures of what the model sees and predicts: $(RUN)/images"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv runs/demo runs/demo_data build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""FeatDepth: metric depth and camera motion from video, learned without labels."""

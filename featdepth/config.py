@@ -1,0 +1,286 @@
+"""The configuration: what can be set, its defaults and units, and how YAML and the command line become a `Config`.
+
+A configuration is YAML with the sections below; `section.key=value` on the command line overrides it. Reading is
+strict: an unknown key, a wrong type or an impossible combination ends in an `InputError` that names the key, before any
+work starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import yaml
+
+from featdepth.config_checks import COMMAND_LINE, check_config
+from featdepth.config_values import Dumper, convert, describe, parse_yaml, shown
+from featdepth.errors import InputError
+
+
+@dataclass
+class Run:
+    name: str = "run"  # a plain file name
+    directory: str | None = None  # everything the run writes; null: runs/<name>
+    trackers: list[str] = field(default_factory=list)  # e.g. [tensorboard]; metrics.jsonl is always written
+
+    def __post_init__(self) -> None:
+        if self.directory is None:
+            self.directory = f"runs/{self.name}"
+
+
+@dataclass
+class Data:
+    kind: str = "kitti_raw"  # layout of the folder below `root`
+    root: str = ""  # folder of the data set; has to be set
+    split: str = "eigen"  # "eigen" (built in), or a folder with train_files.txt, val_files.txt and test_files.txt
+    train_files: str | None = None  # list file that takes the place of the split's training list
+    val_files: str | None = None  # the same for validation
+    test_files: str | None = None  # the same for test
+    frames: list[int | str] = field(default_factory=lambda: [0, -1, 1, "s"])  # target 0, then sources; s: other camera
+    height: int = 320  # pixels, multiple of 32: images are resized to height x width
+    width: int = 1024  # pixels, multiple of 32
+    intrinsics: str = "calibration"  # "calibration": each drive's own; "fixed": one normalised K for everything
+    flip: float = 0.5  # probability of mirroring a training sample
+    colour_jitter: float = 0.5  # probability of colour jitter of a training sample
+    workers: int = 4  # loader processes of each training process
+    cache: str | None = None  # folder of decoded frames
+    ground_truth_cache: str | None = None  # folder for depth maps made from scans; null: chosen by the data set
+    skip_bad_frames: bool = False  # replace unreadable samples and count them, instead of stopping
+    allow_leakage: bool = False  # train on test drives; marks model and results CONTAMINATED
+
+
+@dataclass
+class Model:
+    objective: str = "feature_metric"  # photometric | autoencoder | feature_metric | joint
+    depth_layers: int = 50  # ResNet of the depth network: 18, 34, 50 or 101
+    pose_layers: int = 18  # ResNet of the pose network
+    feature_layers: int = 50  # ResNet of the feature autoencoder
+    decoder_width: int = 256  # channels of the depth decoder
+    dropout: float = 0.5  # probability, on the two deepest features of the depth decoder
+    pretrained: bool | str = True  # encoders start from: true: ImageNet weights, false: random, text: a weight file
+    feature_encoder: str | None = None  # model directory of stage 1 (objective autoencoder)
+    pose_size: list[int] | None = field(default_factory=lambda: [192, 640])  # pixels [height, width]; null: as trained
+    init: str | None = None  # model directory to fine-tune
+    min_depth: float = 0.1  # network units
+    max_depth: float = 100.0  # network units
+    metres_per_unit: float | None = 36.0  # metres in one network unit; null: known up to scale only
+
+
+@dataclass
+class Loss:
+    automask: bool = False  # ignore pixels that the unwarped sources explain better
+    identity_noise: float = 0.0  # standard deviation of the noise that breaks ties of the automask
+    normalise_disparity: bool = False  # smoothness of disparity divided by its mean
+    smoothness: float = 1e-3  # weight of the disparity's first- and second-order smoothness
+    feature_metric: float = 1e-3  # weight of the feature-metric term
+    discriminative: float = 1e-3  # weight that rewards first-order gradients of the features
+    convergent: float = 1e-3  # weight that penalises second-order gradients of the features
+
+
+@dataclass
+class Optimizer:
+    lr: float = 1e-4  # learning rate after warm-up
+    weight_decay: float = 0.0  # of Adam
+    clip_norm: float | None = 35.0  # largest L2 norm of the gradient; null: no clipping
+
+
+@dataclass
+class Schedule:
+    warmup_steps: int = 500  # optimizer steps of linear warm-up
+    warmup_ratio: float = 0.3333  # first learning rate as a part of the full one
+    milestones: list[int] = field(default_factory=lambda: [20, 30])  # epochs after which the rate drops
+    gamma: float = 0.5  # factor at each milestone
+
+
+@dataclass
+class Train:
+    epochs: int = 40
+    max_steps: int | None = None  # optimizer steps at which to stop; 0: validate once and end
+    batch_size: int = 2  # samples per process and forward pass
+    accumulate: int = 1  # forward passes per optimizer step
+    seed: int = 0
+    log_every: int = 50  # optimizer steps
+    checkpoint_every: int = 1000  # optimizer steps
+    keep_checkpoints: int = 3  # newest checkpoints that are kept
+    sync_batch_norm: bool = True  # batch statistics over all GPUs
+    panel_samples: int = 4  # validation samples shown in images/
+
+
+@dataclass
+class Evaluate:
+    protocol: str = "eigen"  # "eigen": raw LiDAR; "eigen_improved": proj_depth/groundtruth
+    crop: str = "garg"  # "garg" or "none"
+    cap: float = 80.0  # metres: ground truth beyond it is ignored, predictions are clamped to it
+    flip: bool = False  # average with the prediction of the mirrored image
+    batch_size: int = 8  # images per process
+
+
+@dataclass
+class Config:
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+
+SECTIONS: dict[str, type] = get_type_hints(Config)
+TYPES: dict[str, Any] = {
+    f"{section}.{key}": hint for section, cls in SECTIONS.items() for key, hint in get_type_hints(cls).items()
+}
+PATHS = {
+    "run.directory",
+    "data.root",
+    "data.split",
+    "data.train_files",
+    "data.val_files",
+    "data.test_files",
+    "data.cache",
+    "data.ground_truth_cache",
+    "model.pretrained",
+    "model.feature_encoder",
+    "model.init",
+}  # `~` in these is the home directory: shells do not expand it in key=value
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), check_files: bool = True, training: bool = True
+) -> Config:
+    """Read the YAML file `path`, apply the `section.key=value` overrides in order, and check the result.
+
+    `check_files` also demands that the files and folders it names exist; `training=False` leaves out those that only
+    training needs (an evaluation takes its model from a checkpoint). Raises InputError, one line, for anything wrong.
+    """
+    source = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{source}: no such configuration file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{source}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{source}: cannot read the configuration: {error.strerror}") from error
+    values = flatten(parse_yaml(text, source), source)
+    overridden = dict(parse_override(override) for override in overrides)
+    config = build(values | overridden)
+    check_config(config, source, check_files, training, overridden)
+    return config
+
+
+def from_dict(values: Mapping[str, Any], source: str) -> Config:
+    """The configuration in a nested dict such as `to_dict` gives; `source` (a file) is named in errors."""
+    return build(flatten(values, source))
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Nested dict of plain values, ready for YAML or JSON."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Config, path: str | Path, header_comment: str = "") -> None:
+    """Write `config` as YAML that `load_config` reads, atomically; `header_comment` goes above it, line by line."""
+    path = Path(path)
+    header = "".join(f"# {line}".rstrip() + "\n" for line in header_comment.splitlines())
+    text = header + yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flatten(values: Any, source: str) -> dict[str, Any]:
+    """{section: {key: value}} -> {"section.key": value of the declared type}; raises InputError naming the key."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{source}: expected the sections {', '.join(SECTIONS)}, found {shown(values)}")
+    flat: dict[str, Any] = {}
+    for section, keys in values.items():
+        if section not in SECTIONS:
+            raise unknown_key(str(section), source)
+        if keys is None:  # a section whose keys are all commented out
+            continue
+        if not isinstance(keys, Mapping):
+            raise InputError(f"{source}: '{section}' is a section of keys, found {shown(keys)}")
+        for key, value in keys.items():
+            flat[f"{section}.{key}"] = typed(f"{section}.{key}", value, source)
+    return flat
+
+
+def typed(name: str, value: Any, source: str) -> Any:
+    """`value` as the type that the key `name` ("section.key") declares; raises InputError when it cannot be that."""
+    if name not in TYPES:
+        raise unknown_key(name, source)
+    try:
+        value = convert(value, TYPES[name])
+    except ValueError as error:
+        message = f"{source}: {name} is {shown(value)}, expected {describe(TYPES[name])}{error}"
+        raise InputError(message) from None
+    return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
+
+
+def build(flat: Mapping[str, Any]) -> Config:
+    """{"section.key": value} -> Config; what is absent keeps its default."""
+    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for name, value in flat.items():
+        section, key = name.split(".")
+        sections[section][key] = value
+    return Config(**{section: cls(**sections[section]) for section, cls in SECTIONS.items()})
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """`section.key=value`, the value in YAML, split at the first `=` -> (section.key, typed value)."""
+    name, equals, text = override.partition("=")
+    name = name.strip()
+    if not equals:
+        raise InputError(f"{COMMAND_LINE}: '{override}' is not of the form section.key=value, as in train.batch_size=4")
+    if name not in TYPES:
+        raise unknown_key(name, COMMAND_LINE)
+    return name, typed(name, parse_yaml(text, f"{COMMAND_LINE}: {name}"), COMMAND_LINE)
+
+
+def unknown_key(name: str, source: str) -> InputError:
+    """The error for a key that does not exist, with the nearest that does."""
+    section, _, key = name.partition(".")
+    if name in SECTIONS:
+        keys = ", ".join(known for known in TYPES if known.startswith(f"{name}."))
+        return InputError(f"{source}: '{name}' is a section, set one of its keys: {keys}")
+    same_key = [known for known in TYPES if known.split(".")[1] == (key or section)]
+    candidates = list(TYPES) if key else [*SECTIONS, *TYPES]
+    nearest = same_key or difflib.get_close_matches(name, candidates, n=1)
+    if nearest:
+        return InputError(f"{source}: unknown key '{name}'; did you mean '{nearest[0]}'?")
+    known = [each for each in TYPES if each.startswith(f"{section}.")] or list(SECTIONS)
+    return InputError(f"{source}: unknown key '{name}'; there are {', '.join(known)}")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad usage in one line, as all other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{COMMAND_LINE}: {message} (see --help)")
+
+
+def parse_arguments(
+    argv: Sequence[str] | None, description: str, extra: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
+    """The command line that the programs share: `--config FILE`, `key=value` anywhere, and what `extra(parser)` adds.
+
+    `argv=None` takes it from sys.argv. Returns a namespace with `config` (path), `overrides` (list of `key=value`) and
+    the options of `extra`; then call `load_config(arguments.config, arguments.overrides)`. Raises InputError.
+    """
+    parser = Parser(description=description, allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. train.batch_size=4")
+    if extra is not None:
+        extra(parser)
+    return parser.parse_intermixed_args(argv)

@@ -1,0 +1,241 @@
+"""What a configuration must satisfy beyond the types of its keys: choices, ranges, combinations, files that exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featdepth.config_values import shown
+from featdepth.errors import InputError
+
+if TYPE_CHECKING:
+    from featdepth.config import Config
+
+COMMAND_LINE = "command line"
+STRIDE = 32  # of the deepest feature map
+SMALLEST_SIDE = 2 * STRIDE  # pixels: reflection padding of the deepest feature map needs two of its own
+HAS_STEREO = {"kitti_raw": True}  # kinds of data, and whether they have a second camera
+TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
+LAYERS = (18, 34, 50, 101)
+
+CHOICES = {
+    "data.kind": tuple(HAS_STEREO),
+    "data.intrinsics": ("calibration", "fixed"),
+    "model.objective": ("photometric", "autoencoder", "feature_metric", "joint"),
+    "model.depth_layers": LAYERS,
+    "model.pose_layers": LAYERS,
+    "model.feature_layers": LAYERS,
+    "evaluate.protocol": ("eigen", "eigen_improved"),
+    "evaluate.crop": ("garg", "none"),
+}
+POSITIVE = (
+    "model.decoder_width",
+    "model.min_depth",
+    "model.metres_per_unit",
+    "optimizer.lr",
+    "optimizer.clip_norm",
+    "schedule.gamma",
+    "train.epochs",
+    "train.batch_size",
+    "train.accumulate",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "evaluate.cap",
+    "evaluate.batch_size",
+)
+NOT_NEGATIVE = (
+    "data.workers",
+    "loss.identity_noise",
+    "loss.smoothness",
+    "loss.feature_metric",
+    "loss.discriminative",
+    "loss.convergent",
+    "optimizer.weight_decay",
+    "schedule.warmup_steps",
+    "train.max_steps",
+    "train.seed",
+    "train.panel_samples",
+)
+PROBABILITIES = ("data.flip", "data.colour_jitter")
+
+Problems = Iterator[tuple[str, str]]  # (key, what is wrong with it)
+
+
+def check_config(
+    config: Config,
+    source: str,
+    check_files: bool = True,
+    training: bool = True,
+    overridden: Collection[str] = (),
+) -> None:
+    """Raise InputError, one line that names `source` and key, for the first thing that cannot work.
+
+    `check_files` includes what must exist on disk, `training` what only training needs of it; problems of the keys in
+    `overridden` are reported as the command line's.
+    """
+    for key, problem in problems(config, check_files, training):
+        raise InputError(f"{COMMAND_LINE if key in overridden else source}: {key} {problem}")
+
+
+def problems(config: Config, check_files: bool, training: bool) -> Problems:
+    """Everything that is wrong with `config`: values by themselves first, then combinations, then files."""
+    yield from check_choices(config)
+    yield from check_ranges(config)
+    yield from check_run(config)
+    if config.data.cache is not None:
+        yield "data.cache", "is not supported yet; set it to null"
+    yield from check_frames(config)
+    yield from check_sizes(config)
+    yield from check_model(config)
+    yield from check_schedule(config)
+    if check_files:
+        yield from check_data_files(config)
+    if check_files and training:
+        yield from check_model_files(config)
+
+
+def value_of(config: Config, name: str) -> object:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
+
+
+def check_choices(config: Config) -> Problems:
+    for name, choices in CHOICES.items():
+        value = value_of(config, name)
+        if value not in choices:
+            yield name, f"is {shown(value)}, expected {one_of(value, choices)}"
+
+
+def one_of(value: object, choices: Collection[object]) -> str:
+    """The choices in words, led by the one that was probably meant."""
+    nearest = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    return (
+        ("one of " if len(choices) > 1 else "")
+        + ", ".join(map(str, choices))
+        + "".join(f"; did you mean {name}?" for name in nearest)
+    )
+
+
+def check_ranges(config: Config) -> Problems:
+    for name in POSITIVE:
+        value = value_of(config, name)
+        if value is not None and value <= 0:
+            yield name, f"is {value}, it must be above 0"
+    for name in NOT_NEGATIVE:
+        value = value_of(config, name)
+        if value is not None and value < 0:
+            yield name, f"is {value}, it must not be negative"
+    for name in PROBABILITIES:
+        if not 0 <= value_of(config, name) <= 1:
+            yield name, f"is {value_of(config, name)}, a probability lies between 0 and 1"
+    if not 0 <= config.model.dropout < 1:
+        yield "model.dropout", f"is {config.model.dropout}, it must be at least 0 and below 1"
+    if config.train.seed >= 2**32:
+        yield "train.seed", f"is {config.train.seed}, it must be below 2**32"
+
+
+def check_run(config: Config) -> Problems:
+    name = config.run.name
+    if not name.strip() or not name.isprintable() or name in (".", "..") or "/" in name or "\\" in name:
+        yield "run.name", f"is {shown(name)}, it must be a plain file name; run.directory says where the run goes"
+    if not config.run.directory:
+        yield "run.directory", "is empty; write null for runs/<name>"
+    for tracker in config.run.trackers:
+        if tracker not in TRACKERS:
+            yield "run.trackers", f"has {shown(tracker)}, expected {one_of(tracker, TRACKERS)}"
+
+
+def check_frames(config: Config) -> Problems:
+    frames = config.data.frames
+    written = shown(frames)
+    for frame in frames:
+        if isinstance(frame, str) and frame != "s":
+            yield (
+                "data.frames",
+                f"is {written}: '{frame}' is no frame; there are whole numbers and s (the other camera)",
+            )
+    if not frames or frames[0] != 0:
+        yield "data.frames", f"is {written}, it must start with the target frame 0"
+    if len(set(frames)) < len(frames):
+        yield "data.frames", f"is {written}, a frame is given twice"
+    if len(frames) < 2 and config.model.objective != "autoencoder":
+        yield "data.frames", f"is {written}, model.objective {config.model.objective} needs a source, as in [0, -1, 1]"
+    if "s" in frames and not HAS_STEREO.get(config.data.kind, True):
+        yield "data.frames", f"is {written}, but data.kind {config.data.kind} has one camera; leave out s"
+    if "s" in frames and config.model.metres_per_unit is None and config.model.objective != "autoencoder":
+        yield "model.metres_per_unit", "is null, but the stereo frame s of data.frames needs it; KITTI: 36.0"
+
+
+def check_sizes(config: Config) -> Problems:
+    for key in ("height", "width"):
+        yield from check_side(f"data.{key}", getattr(config.data, key), SMALLEST_SIDE)
+    size = config.model.pose_size
+    if size is not None and len(size) != 2:
+        yield "model.pose_size", f"is {shown(size)}, expected [height, width] or null"
+    for side in size or []:
+        yield from check_side("model.pose_size", side, STRIDE)
+
+
+def check_side(name: str, side: int, smallest: int) -> Problems:
+    """A side of an image in pixels must be a multiple of the deepest stride."""
+    below = max(side // STRIDE * STRIDE, smallest)
+    above = max(below + STRIDE, smallest)
+    if side < smallest:
+        yield name, f"has {side} pixels, it must be a multiple of {STRIDE} and at least {smallest}"
+    elif side % STRIDE:
+        yield name, f"has {side} pixels, it must be a multiple of {STRIDE}: {below} or {above}"
+
+
+def check_model(config: Config) -> Problems:
+    model = config.model
+    if model.min_depth >= model.max_depth:
+        yield "model.min_depth", f"is {model.min_depth}, it must be below model.max_depth ({model.max_depth})"
+    if model.objective == "feature_metric" and not model.feature_encoder:
+        yield (
+            "model.objective",
+            "is feature_metric, which needs model.feature_encoder: the model directory of an autoencoder run",
+        )
+    if model.objective in ("photometric", "autoencoder") and model.feature_encoder is not None:
+        yield "model.feature_encoder", f"has no use in model.objective {model.objective}; set it to null"
+    if model.pretrained == "":
+        yield "model.pretrained", "is empty, expected true, false or a weight file"
+
+
+def check_schedule(config: Config) -> Problems:
+    schedule = config.schedule
+    if not 0 < schedule.warmup_ratio <= 1:
+        yield "schedule.warmup_ratio", f"is {schedule.warmup_ratio}, it must be above 0 and at most 1"
+    steps = [0, *schedule.milestones]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        yield "schedule.milestones", f"is {shown(schedule.milestones)}, epochs must be above 0 and increase"
+
+
+def check_data_files(config: Config) -> Problems:
+    data = config.data
+    if not data.root:
+        yield "data.root", "is not set: the folder of the data set, as in data.root=/data/kitti_raw"
+    elif not Path(data.root).is_dir():
+        yield "data.root", f"is {data.root}: no such folder; set it to the folder of the data set"
+    if data.split != "eigen" and not Path(data.split).is_dir():
+        yield "data.split", f"is {shown(data.split)}, neither eigen nor a folder with list files"
+    for key in ("train_files", "val_files", "test_files"):
+        path = getattr(data, key)
+        if path is not None and not Path(path).is_file():
+            yield f"data.{key}", f"is {shown(path)}: no such file"
+
+
+def check_model_files(config: Config) -> Problems:
+    model = config.model
+    if model.feature_encoder is not None and not Path(model.feature_encoder).is_dir():
+        yield (
+            "model.feature_encoder",
+            f"is {shown(model.feature_encoder)}: no such folder; train stage 1 first (model.objective autoencoder)",
+        )
+    if model.init is not None and not Path(model.init).is_dir():
+        yield "model.init", f"is {shown(model.init)}: no such folder; expected a model directory"
+    if isinstance(model.pretrained, str) and not Path(model.pretrained).is_file():
+        yield "model.pretrained", f"is {shown(model.pretrained)}: no such file; expected true, false or a weight file"

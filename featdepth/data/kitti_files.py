@@ -1,0 +1,74 @@
+"""What of KITTI raw is on disk: drives, images, scans and depth images below one root. Each folder is listed once."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from featdepth.data.calibration import CAMERAS
+from featdepth.data.splits import DRIVE
+from featdepth.errors import InputError
+
+IMAGE_NAME = re.compile(r"([0-9]{10})\.(?:jpe?g|png)", re.IGNORECASE)
+SCAN_NAME = re.compile(r"([0-9]{10})\.bin")
+DEPTH_NAME = re.compile(r"([0-9]{10})\.png")
+
+
+class KittiFiles:
+    """The files below a root folder `<root>/<date>/<drive>/...`."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Raises InputError where `root` is no folder."""
+        if not str(root) or not Path(root).is_dir():
+            raise InputError(
+                f"data.root: {str(root)!r} is no folder; set it to the one that holds the days of KITTI raw"
+            )
+        self.root = Path(root)
+        self.listings: dict[str, dict[int, str]] = {}  # {folder below the root: {frame: path}}
+
+    def drives(self) -> list[str]:
+        """Names `<date>/<drive>` of the drives on disk, sorted; InputError where there are none."""
+        folders = self.root.glob("*_*_*/*_drive_*_sync")
+        drives = sorted(folder.relative_to(self.root).as_posix() for folder in folders)
+        drives = [drive for drive in drives if DRIVE.fullmatch(drive)]
+        if not drives:
+            raise InputError(
+                f"{self.root}: no KITTI raw drives here; expected <date>/<date>_drive_XXXX_sync, "
+                "as in 2011_09_26/2011_09_26_drive_0001_sync"
+            )
+        return drives
+
+    def image_frames(self, drive: str, side: str) -> list[int]:
+        """The frames of which a camera ("l" or "r") has an image, in order."""
+        return list(self.listing(f"{drive}/image_{CAMERAS[side]}/data", IMAGE_NAME))
+
+    def image(self, drive: str, side: str, frame: int) -> str | None:
+        """The path of a camera's image at a frame, if it is there; the png where there is a jpg too."""
+        return self.listing(f"{drive}/image_{CAMERAS[side]}/data", IMAGE_NAME).get(frame)
+
+    def scan(self, drive: str, frame: int) -> str | None:
+        """The path of the laser scan at a frame, if it is there."""
+        return self.listing(f"{drive}/velodyne_points/data", SCAN_NAME).get(frame)
+
+    def depth_image(self, drive: str, side: str, frame: int) -> str | None:
+        """The path of the improved ground truth at a frame, if it is there.
+
+        It lies below the drive, or in the `train` and `val` folders of KITTI's own archive.
+        """
+        name = drive.split("/")[1]
+        for place in (drive, f"train/{name}", f"val/{name}"):
+            folder = f"{place}/proj_depth/groundtruth/image_{CAMERAS[side]}"
+            path = self.listing(folder, DEPTH_NAME).get(frame)
+            if path is not None:
+                return path
+        return None
+
+    def listing(self, folder: str, pattern: re.Pattern[str]) -> dict[int, str]:
+        """The files in `folder` whose names match `pattern`, by the frame number that is its first group, in order."""
+        if folder not in self.listings:
+            path = self.root / folder
+            names = sorted(os.listdir(path)) if path.is_dir() else []
+            matches = (pattern.fullmatch(name) for name in names)
+            self.listings[folder] = {int(match[1]): str(path / match[0]) for match in matches if match}
+        return self.listings[folder]

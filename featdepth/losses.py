@@ -1,0 +1,96 @@
+"""The terms of the objective as pure functions of images, features and disparities.
+
+Each returns a per-pixel map `[B, 1, H, W]` or one value per sample `[B]`; nothing is averaged over the batch here.
+Images are float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SSIM_C1 = 0.01**2
+SSIM_C2 = 0.03**2
+SSIM_SHARE = 0.85  # weight of the structural part of the photometric error, Sec. 3.2
+ROBUST_EPSILON = 1e-3  # the robust L1 is sqrt(d^2 + epsilon^2)
+
+
+class LocalStatistics(NamedTuple):
+    """Means and variances of an image over 3x3 windows, each `[B, C, H, W]`."""
+
+    padded: Tensor  # the image with one reflected pixel on each side
+    mean: Tensor
+    variance: Tensor
+
+
+def robust_l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Smooth absolute difference sqrt(d^2 + 1e-6), averaged over channels: `[B, C, H, W]` twice to `[B, 1, H, W]`."""
+    return ((prediction - target).square() + ROBUST_EPSILON**2).sqrt().mean(1, keepdim=True)
+
+
+def local_statistics(image: Tensor) -> LocalStatistics:
+    """Window statistics of `image` `[B, C, H, W]` for SSIM; those of a target serve all its reconstructions."""
+    padded = functional.pad(image, (1, 1, 1, 1), mode="reflect")
+    mean = functional.avg_pool2d(padded, 3, stride=1)
+    return LocalStatistics(padded, mean, functional.avg_pool2d(padded.square(), 3, stride=1) - mean.square())
+
+
+def structural_dissimilarity(prediction: Tensor, target: LocalStatistics) -> Tensor:
+    """(1 - SSIM) / 2 in [0, 1] over 3x3 windows, `[B, C, H, W]`; 0 where both images agree."""
+    own = local_statistics(prediction)
+    covariance = functional.avg_pool2d(own.padded * target.padded, 3, stride=1) - own.mean * target.mean
+    numerator = (2 * own.mean * target.mean + SSIM_C1) * (2 * covariance + SSIM_C2)
+    denominator = (own.mean.square() + target.mean.square() + SSIM_C1) * (own.variance + target.variance + SSIM_C2)
+    return ((1 - numerator / denominator) / 2).clamp(0, 1)
+
+
+def photometric_error(prediction: Tensor, target: Tensor, statistics: LocalStatistics | None = None) -> Tensor:
+    """0.85 * SSIM part + 0.15 * robust L1, `[B, 3, H, W]` twice to `[B, 1, H, W]`, in [0, 1] (Sec. 3.2).
+
+    statistics: `local_statistics(target)` where they are already known.
+    """
+    statistics = local_statistics(target) if statistics is None else statistics
+    dissimilarity = structural_dissimilarity(prediction, statistics).mean(1, keepdim=True)
+    return SSIM_SHARE * dissimilarity + (1 - SSIM_SHARE) * robust_l1(prediction, target)
+
+
+def per_sample_mean(values: Tensor) -> Tensor:
+    """Mean of everything but the batch: `[B, ...]` to `[B]`."""
+    return values.flatten(1).mean(1)
+
+
+def differences(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward differences along x `[B, C, H, W - 1]` and along y `[B, C, H - 1, W]`."""
+    return image[..., :, 1:] - image[..., :, :-1], image[..., 1:, :] - image[..., :-1, :]
+
+
+def smoothness(values: Tensor, image: Tensor, edge_sharpness: float) -> tuple[Tensor, Tensor]:
+    """First- and second-order derivatives of `values`, damped at image edges: two values per sample `[B]`.
+
+    values: disparity `[B, 1, H, W]` or features `[B, C, H, W]`; image: `[B, 3, H, W]` of the same size. Each derivative
+    is weighted with exp(-edge_sharpness * channel mean of the image's derivative of the same order), averaged, and the
+    directions are summed: x and y; xx, xy, yx and yy. The same derivatives make up L_dis and L_cvt (Sec. 3.3).
+    """
+    values_x, values_y = differences(values)
+    image_x, image_y = differences(image)
+    first = _damped(values_x, image_x, edge_sharpness) + _damped(values_y, image_y, edge_sharpness)
+    second = torch.zeros_like(first)
+    for value_derivative, image_derivative in ((values_x, image_x), (values_y, image_y)):
+        for value_second, image_second in zip(
+            differences(value_derivative), differences(image_derivative), strict=True
+        ):
+            second = second + _damped(value_second, image_second, edge_sharpness)
+    return first, second
+
+
+def _damped(derivative: Tensor, image_derivative: Tensor, edge_sharpness: float) -> Tensor:
+    weight = torch.exp(-edge_sharpness * image_derivative.abs().mean(1, keepdim=True))
+    return per_sample_mean(derivative.abs() * weight)
+
+
+def normalise_disparity(disparity: Tensor) -> Tensor:
+    """Disparity `[B, 1, H, W]` divided by its mean over the image, so that its smoothness does not depend on scale."""
+    return disparity / (disparity.mean((2, 3), keepdim=True) + 1e-7)

@@ -1,0 +1,1 @@
+"""Depth scores: pure functions on tensors."""

@@ -1,0 +1,59 @@
+"""A model to train, as the configuration asks for it: random, ImageNet, stage-1 and fine-tuning weights in this order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from featdepth.config import Config
+from featdepth.errors import InputError
+from featdepth.models.encoders import ResNetEncoder, load_imagenet
+from featdepth.models.featdepth import FeatDepth
+from featdepth.models.storage import load_strictly, read_model_directory
+
+
+def build_model(config: Config) -> FeatDepth:
+    """The model of `config`, in training mode, with the weights it starts from. Raises InputError."""
+    settings = config.model
+    model = FeatDepth(settings, config.data.frames, config.data.height, config.data.width)
+    if settings.pretrained is not False and settings.init is None:
+        for _, network in model.named_children():
+            if isinstance(network, ResNetEncoder):
+                load_imagenet(network, settings.pretrained)
+    if settings.feature_encoder is not None:
+        _load_feature_encoder(model, settings.feature_encoder)
+    if settings.init is not None:
+        _initialise(model, settings.init)
+    return model.train()
+
+
+def _load_feature_encoder(model: FeatDepth, source: str) -> None:
+    """Stage 1's encoder: its first stage for the frozen one of stage 2, all of the autoencoder for `joint`."""
+    _, state = read_model_directory(source)
+    if not any(key.startswith("feature_encoder.") for key in state):
+        raise InputError(f"model.feature_encoder: {source} holds no feature encoder; train objective=autoencoder first")
+    for name in ("feature_encoder", "feature_decoder"):
+        network = getattr(model, name, None)
+        if network is not None:
+            part = network_state(state, name)
+            if isinstance(network, ResNetEncoder) is False and name == "feature_encoder":
+                part = {key: tensor for key, tensor in part.items() if key in network.state_dict()}
+            load_strictly(network, part, f"{source}: {name}")
+
+
+def _initialise(model: FeatDepth, source: str) -> None:
+    """Fine-tuning: every network that the model in `source` has too starts from there."""
+    _, state = read_model_directory(source)
+    shared = [name for name, _ in model.named_children() if network_state(state, name)]
+    if not shared:
+        raise InputError(f"model.init: {source} shares no network with objective {model.settings.objective}")
+    for name in shared:
+        network, part = getattr(model, name), network_state(state, name)
+        if name == "feature_encoder":
+            part = {key: tensor for key, tensor in part.items() if key in network.state_dict()}
+        load_strictly(network, part, f"{source}: {name}")
+
+
+def network_state(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of the network `name`, under the names they have inside it."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

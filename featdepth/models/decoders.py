@@ -1,0 +1,131 @@
+"""What sits on the encoders: depth decoder with chained residual pooling, pose decoder, autoencoder's decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+POSE_SCALE = 0.01  # the pose network starts near "no motion"
+AUTOENCODER_WIDTHS = (16, 32, 64, 128, 256)  # of levels 1 .. 5
+
+
+def reflected_convolution(input_channels: int, output_channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size and pads by reflection."""
+    return nn.Conv2d(input_channels, output_channels, 3, padding=1, padding_mode="reflect")
+
+
+def upsample(features: Tensor) -> Tensor:
+    """Twice the size, nearest neighbour."""
+    return functional.interpolate(features, scale_factor=2, mode="nearest")
+
+
+class ChainedResidualPooling(nn.Module):
+    """Four rounds of 5x5 max pooling and a pointwise convolution, each added to the input (context at all sizes)."""
+
+    def __init__(self, width: int, rounds: int = 4) -> None:
+        super().__init__()
+        self.pointwise = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in range(rounds))
+
+    def forward(self, features: Tensor) -> Tensor:
+        top = features
+        for convolution in self.pointwise:
+            top = convolution(functional.max_pool2d(top, 5, stride=1, padding=2))
+            features = features + top
+        return features
+
+
+class DepthLevel(nn.Module):
+    """One level of the depth decoder: joins what comes from the encoder and from the coarser level, and refines it.
+
+    encoder_channels: of the encoder's feature; reduced: what it is reduced to; coarser: channels from the level below.
+    """
+
+    def __init__(self, encoder_channels: int, reduced: int, coarser: int, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(encoder_channels, reduced, 1, bias=False)
+        self.join = reflected_convolution(reduced + coarser, width)
+        self.pooling = ChainedResidualPooling(width)
+        self.merge = reflected_convolution(width, width)
+        self.disparity = reflected_convolution(width, 1)
+
+    def forward(self, feature: Tensor, coarser: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Features `[B, width, 2h, 2w]` and disparity `[B, 1, 2h, 2w]` in (0, 1) of a feature map `[B, C, h, w]`."""
+        joined = torch.cat([self.reduce(feature), *coarser], dim=1)
+        features = functional.leaky_relu(self.join(joined), 0.01)
+        features = functional.leaky_relu(self.merge(self.pooling(features)), 0.01)
+        features = upsample(features)
+        # The sigmoid in float32: under bfloat16 its output would have three digits.
+        return features, self.disparity(features).float().sigmoid()
+
+
+class DepthDecoder(nn.Module):
+    """Disparity at four scales, 1/2 to 1/16 of the image's size, from the encoder's layer1 .. layer4 (Sec. 3.4).
+
+    encoder_channels: the encoder's five channel counts; width: channels of the decoder (256 in the paper);
+    dropout: probability for layer3 and layer4 on entry.
+    """
+
+    def __init__(self, encoder_channels: list[int], width: int = 256, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.levels = nn.ModuleList(
+            DepthLevel(
+                encoder_channels[level],
+                reduced=2 * width if level == 4 else width,
+                coarser=0 if level == 4 else width + 1,
+                width=width,
+            )
+            for level in (1, 2, 3, 4)
+        )
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, ...]:
+        """Disparities `[B, 1, H/2, W/2]` .. `[B, 1, H/16, W/16]` in (0, 1), finest first."""
+        entries = [features[1], features[2], self.dropout(features[3]), self.dropout(features[4])]
+        disparities: list[Tensor] = []
+        coarser: list[Tensor] = []
+        for level, entry in zip(reversed(self.levels), reversed(entries), strict=True):
+            refined, disparity = level(entry, coarser)
+            disparities.insert(0, disparity)
+            coarser = [refined, disparity.to(refined.dtype)]
+        return tuple(disparities)
+
+
+class PoseDecoder(nn.Module):
+    """Rotation vector (radians) and translation (network units) of an image pair, from the encoder's last feature."""
+
+    def __init__(self, encoder_channels: list[int], width: int = 256) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(encoder_channels[-1], width, 1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv3 = nn.Conv2d(width, 6, 1)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Axis-angle `[B, 3]` and translation `[B, 3]`, float32."""
+        hidden = functional.relu(self.reduce(features[-1]))
+        hidden = functional.relu(self.conv1(hidden))
+        hidden = functional.relu(self.conv2(hidden))
+        motion = POSE_SCALE * self.conv3(hidden).float().mean((2, 3))
+        return motion[:, :3], motion[:, 3:]
+
+
+class FeatureDecoder(nn.Module):
+    """Reconstructs the image from the feature encoder's last map alone, without skips, at four scales (Sec. 3.3)."""
+
+    def __init__(self, encoder_channels: list[int]) -> None:
+        super().__init__()
+        inputs = (*AUTOENCODER_WIDTHS[1:], encoder_channels[-1])
+        self.enter = nn.ModuleList(map(reflected_convolution, inputs, AUTOENCODER_WIDTHS))
+        self.refine = nn.ModuleList(map(reflected_convolution, AUTOENCODER_WIDTHS, AUTOENCODER_WIDTHS))
+        self.image = nn.ModuleList(reflected_convolution(width, 3) for width in AUTOENCODER_WIDTHS[:4])
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, ...]:
+        """Reconstructions `[B, 3, H, W]` .. `[B, 3, H/8, W/8]` in (0, 1), finest first."""
+        hidden, images = features[-1], []
+        for level in reversed(range(len(self.enter))):
+            hidden = functional.elu(self.enter[level](hidden))
+            hidden = functional.elu(self.refine[level](upsample(hidden)))
+            if level < len(self.image):
+                images.insert(0, self.image[level](hidden).float().sigmoid())
+        return tuple(images)

@@ -1,0 +1,119 @@
+"""ResNet encoders without their classifier, from torchvision, and the ImageNet weights they may start from."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from featdepth.errors import InputError
+
+
+class ResNetStem(nn.Module):
+    """The first convolution of a ResNet with its batch norm and ReLU: a feature map of half the image's size."""
+
+    def __init__(self, input_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_channels, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+
+    def stem(self, image: Tensor) -> Tensor:
+        """First feature map `[B, 64, H/2, W/2]` of an image `[B, C, H, W]`; its pixel i is centred on image pixel 2i."""
+        return self.relu(self.bn1(self.conv1(image)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.stem(image)
+
+
+class ResNetEncoder(ResNetStem):
+    """A ResNet of 18, 34, 50 or 101 layers with five outputs: the stem after its ReLU and layer1 .. layer4.
+
+    layers: which ResNet; input_channels: 3 for an image, 6 for a pair.
+    """
+
+    def __init__(self, layers: int, input_channels: int = 3) -> None:
+        super().__init__(input_channels)
+        resnet = getattr(torchvision.models, f"resnet{layers}")(weights=None)
+        self.layers = layers
+        self.maxpool = resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        expansion = resnet.fc.in_features // 512
+        self.channels = [64, *(width * expansion for width in (64, 128, 256, 512))]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Five features of an image `[B, C, H, W]`, at 1/2, 1/4, 1/8, 1/16 and 1/32 of its size."""
+        features = [self.stem(image)]
+        features.append(self.layer1(self.maxpool(features[0])))
+        for layer in (self.layer2, self.layer3, self.layer4):
+            features.append(layer(features[-1]))
+        return features
+
+
+def load_imagenet(encoder: ResNetEncoder, source: bool | str) -> None:
+    """Fill `encoder` with ImageNet weights; a first convolution over k images gets 1/k of its weights for each.
+
+    source: True asks torchvision, which downloads the file once into torch's hub folder; a path names torchvision's
+    `.pth` file or a folder of such files. Raises InputError when the weights cannot be had.
+    """
+    state = _download_imagenet(encoder.layers) if source is True else _read_imagenet(encoder.layers, Path(str(source)))
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    images = encoder.conv1.in_channels // 3
+    if "conv1.weight" in state and images > 1:
+        state["conv1.weight"] = state["conv1.weight"].repeat(1, images, 1, 1) / images
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        where = "torchvision's download" if source is True else source
+        raise InputError(
+            f"model.pretrained: the weights of {where} are not those of a ResNet-{encoder.layers} in torchvision's names"
+        ) from error
+
+
+def _download_imagenet(layers: int) -> dict[str, Tensor]:
+    weights = getattr(torchvision.models, f"ResNet{layers}_Weights").IMAGENET1K_V1
+    file_name = Path(weights.url).name
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"model.pretrained: the ImageNet weights of ResNet-{layers} could not be downloaded "
+            f"({' '.join(str(error).split())}); put {file_name} into {folder}, or set model.pretrained to that file, "
+            "or to false to start from random weights"
+        ) from error
+
+
+def _read_imagenet(layers: int, path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        candidates = sorted(path.glob(f"resnet{layers}*.pth"))
+        if not candidates:
+            raise InputError(f"model.pretrained: {path} holds no resnet{layers}*.pth; put torchvision's file there")
+        path = candidates[0]
+    return read_torch_file(path, "model.pretrained")
+
+
+def read_torch_file(path: Path, key: str) -> dict:
+    """The dictionary in a file of `torch.save`, without unpickling code; InputError names `key` and the path."""
+    if not path.is_file():
+        raise InputError(f"{key}: {path} does not exist; check the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{key}: {path} holds more than tensors and plain values, and loading it could run code; "
+            "save its state_dict alone and use that file"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{key}: {path} is damaged or no file of torch.save ({' '.join(str(error).split())[:120]})"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{key}: {path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return content

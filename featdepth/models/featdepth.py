@@ -1,0 +1,208 @@
+"""`FeatDepth`: all networks of one objective behind a single forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from featdepth import geometry
+from featdepth.config import Model, from_dict
+from featdepth.errors import InputError
+from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
+from featdepth.models.encoders import ResNetEncoder, ResNetStem
+from featdepth.models.storage import CONFIG_FILE, load_strictly, read_model_directory, write_model_directory
+
+# What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
+IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
+
+# Version of config.json in a model directory.
+MODEL_FORMAT = 1
+
+NETWORKS = {
+    "photometric": ("depth", "pose"),
+    "autoencoder": ("feature_encoder", "feature_decoder"),
+    "feature_metric": ("depth", "pose", "feature_stem"),
+    "joint": ("depth", "pose", "feature_encoder", "feature_decoder"),
+}
+
+
+class Prediction(NamedTuple):
+    """Everything that the networks say about a batch, float32; a field that the objective does not need is empty."""
+
+    disparities: tuple[Tensor, ...] = ()  # [B, 1, H/2, W/2] .. [B, 1, H/16, W/16] in (0, 1), finest first
+    poses: Tensor | None = None  # source_from_target [B, F-1, 4, 4], translations in network units
+    target_features: tuple[Tensor, ...] = ()  # of the target: the first map or all five, finest first
+    source_features: Tensor | None = None  # first map of each source [B, F-1, 64, H/2, W/2]
+    reconstructions: tuple[Tensor, ...] = ()  # of the target, [B, 3, H, W] .. [B, 3, H/8, W/8] in (0, 1)
+
+
+class FeatDepth(nn.Module):
+    """Depth, pose and feature networks of one objective.
+
+    settings: the `model` section of a configuration; frames: target and sources, e.g. `[0, -1, 1, "s"]` (a pose
+    network is built only when there are temporal sources); height, width: of the images it is trained on.
+    """
+
+    def __init__(self, settings: Model, frames: Sequence[int | str], height: int, width: int) -> None:
+        super().__init__()
+        self.settings, self.frames, self.height, self.width = settings, list(frames), height, width
+        # How the model came to be: its drives, contamination, versions. Saved with it.
+        self.training_record: dict = {}
+        networks = NETWORKS[settings.objective]
+        if "depth" in networks:
+            self.depth_encoder = ResNetEncoder(settings.depth_layers)
+            self.depth_decoder = DepthDecoder(self.depth_encoder.channels, settings.decoder_width, settings.dropout)
+        if "pose" in networks and self.temporal_sources:
+            self.pose_encoder = ResNetEncoder(settings.pose_layers, input_channels=6)
+            self.pose_decoder = PoseDecoder(self.pose_encoder.channels)
+        if "feature_encoder" in networks:
+            self.feature_encoder = ResNetEncoder(settings.feature_layers)
+            self.feature_decoder = FeatureDecoder(self.feature_encoder.channels)
+        if "feature_stem" in networks:
+            self.feature_encoder = ResNetStem().requires_grad_(False)
+            self.feature_encoder.eval()
+
+    @property
+    def temporal_sources(self) -> list[int]:
+        """The sources that are other moments of the same camera."""
+        return [frame for frame in self.frames[1:] if frame != "s"]
+
+    @property
+    def has_depth(self) -> bool:
+        return "depth" in NETWORKS[self.settings.objective]
+
+    def train(self, mode: bool = True) -> FeatDepth:
+        """Training or evaluation mode; the frozen feature encoder of stage 2 stays in evaluation mode."""
+        super().train(mode)
+        if self.settings.objective == "feature_metric":
+            self.feature_encoder.eval()
+        return self
+
+    def forward(self, batch: dict[str, Tensor]) -> Prediction:
+        """All networks on a batch after `augment`: `images` and `augmented` float32 [B, F, 3, H, W], `stereo_pose`."""
+        prediction = Prediction()
+        if self.has_depth:
+            augmented = batch["augmented"]
+            prediction = prediction._replace(
+                disparities=self.depth(augmented[:, 0]),
+                poses=self.poses(augmented, batch.get("stereo_pose")) if len(self.frames) > 1 else None,
+            )
+        if self.settings.objective == "feature_metric":
+            features = self.feature_encoder(channels_last(batch["images"].flatten(0, 1)))
+            features = features.unflatten(0, batch["images"].shape[:2])
+            prediction = prediction._replace(target_features=(features[:, 0],), source_features=features[:, 1:])
+        elif self.settings.objective in ("autoencoder", "joint"):
+            prediction = self.learned_features(batch["images"], prediction)
+        return prediction
+
+    def depth(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Disparities in (0, 1), finest first, of images `[B, 3, H, W]` in [0, 1]; H and W multiples of 32."""
+        return self.depth_decoder(self.depth_encoder(normalise(image)))
+
+    def poses(self, frames: Tensor, stereo_pose: Tensor | None) -> Tensor:
+        """source_from_target `[B, F-1, 4, 4]` of `frames` `[B, F, 3, H, W]`; `stereo_pose` `[B, 4, 4]` in metres.
+
+        Each pair is a pass of its own, so that batch statistics are those of one pair.
+        """
+        poses = []
+        for position, frame in enumerate(self.frames[1:], start=1):
+            if frame == "s":
+                unit = self.settings.metres_per_unit
+                poses.append(geometry.scale_translation(stereo_pose, 1 / unit))
+            elif frame < 0:
+                poses.append(geometry.invert_pose(self.motion(frames[:, position], frames[:, 0])))
+            else:
+                poses.append(self.motion(frames[:, 0], frames[:, position]))
+        return torch.stack(poses, dim=1)
+
+    def motion(self, earlier: Tensor, later: Tensor) -> Tensor:
+        """later_from_earlier `[B, 4, 4]`, in network units, of two images `[B, 3, H, W]` in [0, 1]."""
+        pair = torch.cat([earlier, later], dim=1)
+        if self.settings.pose_size is not None and tuple(pair.shape[-2:]) != tuple(self.settings.pose_size):
+            pair = functional.interpolate(pair, tuple(self.settings.pose_size), mode="bilinear", align_corners=False)
+        axis_angle, translation = self.pose_decoder(self.pose_encoder(normalise(pair)))
+        # Matrix products of poses in bfloat16 would move pixels, so autocast ends here.
+        with torch.autocast(axis_angle.device.type, enabled=False):
+            return geometry.pose_from_vector(axis_angle.float(), translation.float())
+
+    def learned_features(self, images: Tensor, prediction: Prediction) -> Prediction:
+        """Features and reconstruction of the target, and of the sources the first feature only (`images` as in forward)."""
+        target_features = self.feature_encoder(channels_last(images[:, 0]))
+        prediction = prediction._replace(
+            target_features=tuple(target_features), reconstructions=self.feature_decoder(target_features)
+        )
+        if self.settings.objective == "autoencoder":
+            return prediction
+        sources = [self.feature_encoder.stem(channels_last(image)) for image in images[:, 1:].unbind(1)]
+        return prediction._replace(source_features=torch.stack(sources, dim=1))
+
+    @torch.no_grad()
+    def predict_disparity(self, images: Tensor) -> Tensor:
+        """Sigmoid disparity `[N, 1, H, W]` of images `[N, 3, H, W]` in [0, 1] of any size, seen at the model's size."""
+        seen = images
+        if tuple(images.shape[-2:]) != (self.height, self.width):
+            seen = functional.interpolate(
+                images, (self.height, self.width), mode="bilinear", align_corners=False, antialias=True
+            )
+        disparity = self.depth(seen)[0]
+        return functional.interpolate(disparity.float(), images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def predict_depth(self, images: Tensor) -> Tensor:
+        """Depth `[N, 1, H, W]` of images `[N, 3, H, W]` in [0, 1]: metres where the scale is known, else network units."""
+        return self.to_depth(self.predict_disparity(images)) * (self.settings.metres_per_unit or 1.0)
+
+    def to_depth(self, disparity: Tensor) -> Tensor:
+        """Depth in network units of a sigmoid disparity, with the model's own range."""
+        return geometry.disparity_to_depth(disparity, self.settings.min_depth, self.settings.max_depth)
+
+    def save_pretrained(self, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write `config.json` and `model.safetensors` into `directory`, replacing it as a whole.
+
+        state: the weights, where they are not the model's own (a gathered copy, say).
+        """
+        # Where the weights came from is in the training record; a saved model needs no other file.
+        settings = dataclasses.replace(self.settings, pretrained=False, feature_encoder=None, init=None)
+        config = {
+            "format": MODEL_FORMAT,
+            "data": {"frames": self.frames, "height": self.height, "width": self.width},
+            "model": dataclasses.asdict(settings),
+            "training": self.training_record,
+        }
+        write_model_directory(directory, config, self.state_dict() if state is None else state)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> FeatDepth:
+        """The model in a directory that `save_pretrained` wrote, or of a hub id `user/name`, in evaluation mode.
+
+        Raises InputError for a missing or damaged model.
+        """
+        content, state = read_model_directory(source)
+        where = f"{source}/{CONFIG_FILE}"
+        if content.get("format") != MODEL_FORMAT:
+            raise InputError(
+                f"{where}: model format {content.get('format')!r}, this version reads format {MODEL_FORMAT}"
+            )
+        config = from_dict({key: content.get(key) for key in ("data", "model")}, where)
+        if config.model.objective not in NETWORKS:
+            raise InputError(f"{where}: unknown objective {config.model.objective!r}")
+        model = cls(config.model, config.data.frames, config.data.height, config.data.width)
+        load_strictly(model, state, str(source))
+        record = content.get("training")
+        model.training_record = record if isinstance(record, dict) else {}
+        return model.eval()
+
+
+def normalise(image: Tensor) -> Tensor:
+    """What the depth and pose encoders see of an image in [0, 1], channels-last."""
+    return channels_last((image - IMAGE_MEAN) / IMAGE_DEVIATION)
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """The same image with its channels innermost in memory, which convolutions prefer."""
+    return image.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,109 @@
+"""Model directories: `config.json` and `model.safetensors`, written whole or not at all, read strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from featdepth.errors import InputError
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+MAX_CONFIG_BYTES = 16 * 2**20
+
+
+def write_model_directory(directory: str | Path, config: dict, state: Mapping[str, Tensor]) -> None:
+    """Write `config` and the tensors of `state` into `directory`, which is replaced as a whole.
+
+    Raises InputError when the place cannot be written to; what stood there before is then untouched.
+    """
+    directory = Path(directory)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        os.chmod(temporary, 0o755)
+        try:
+            save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InputError(f"{directory}: the model could not be written ({error}); is the disk full?") from error
+        os.chmod(temporary / WEIGHTS_FILE, 0o644)
+        (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        replace_directory(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_directory(new: Path, directory: Path) -> None:
+    """Put `new` in the place of `directory`; at no moment is there a half-written `directory`."""
+    if directory.exists():
+        old = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.old."))
+        os.replace(directory, old / directory.name)
+        os.replace(new, directory)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, directory)
+
+
+def read_model_directory(source: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and tensors of a model directory, or of a model on the Hugging Face hub (`user/name`)."""
+    directory = Path(source)
+    if not directory.is_dir():
+        directory = _from_hub(str(source))
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise InputError(
+                f"{directory}: not a model directory, {name} is missing; "
+                "give one such as runs/<name>/model (published .pth files: python -m featdepth.import_weights)"
+            )
+    config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
+    if config_path.stat().st_size > MAX_CONFIG_BYTES:
+        raise InputError(f"{config_path}: larger than any configuration of a model")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{config_path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{config_path}: not a JSON object")
+    try:
+        return config, load_file(weights_path)
+    except SafetensorError as error:
+        raise InputError(f"{weights_path}: damaged or no safetensors file ({error}); copy it again") from error
+
+
+def _from_hub(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{name}: no such model directory; give a directory or a hub id such as user/model")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    # The hub's client raises errors of several libraries (its own, httpx, OSError); all mean that it is not to be had.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name}: neither a model directory here nor to be had from the hub ({reason})") from error
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load `state` into `module`; InputError names the first tensor that is missing, left over or of another shape."""
+    own = module.state_dict()
+    problems = [f"{key} is missing" for key in own if key not in state]
+    problems += [f"{key} has no place in this architecture" for key in state if key not in own]
+    problems += [
+        f"{key} is {list(state[key].shape)}, this architecture needs {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(
+            f"{source}: weights of another architecture, {problems[0]}{more}; set the model section as in its training"
+        )
+    module.load_state_dict(state)

@@ -1,0 +1,169 @@
+"""The objective: joins prediction, geometry and losses into one value per term and sample.
+
+Every sum over scales follows the paper's Eq. for the total loss; what does not depend on the scale is computed once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from featdepth import geometry, losses
+from featdepth.config import Config
+from featdepth.models.featdepth import Prediction
+
+# How fast the weight of a derivative falls with the image's own derivative.
+DISPARITY_EDGE_SHARPNESS, FEATURE_EDGE_SHARPNESS = 0.5, 1.0
+
+
+def compute_losses(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """The weighted terms of the objective, one value per sample `{name: [B]}`; the loss is the mean of their sum.
+
+    batch: after `augment`: `images` float32 [B, F, 3, H, W], `intrinsics` [B, 3, 3].
+    """
+    return {name: values.sum(0) for name, values in compute_terms(prediction, batch, config).items()}
+
+
+def compute_terms(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """The same terms, separately for each scale or feature level as they are summed: `{name: [scales, B]}`."""
+    images, intrinsics = batch["images"], batch["intrinsics"]
+    objective, weights = config.model.objective, config.loss
+    terms = {}
+    if objective != "autoencoder":
+        depths = upsampled_depths(prediction, images.shape[-2:], config)
+        terms["photometric"] = photometric_terms(depths, prediction.poses, images, intrinsics, config)
+        terms["smoothness"] = smoothness_terms(prediction.disparities, images[:, 0], config)
+    if objective in ("feature_metric", "joint"):
+        terms["feature_metric"] = weights.feature_metric * feature_metric_error(prediction, intrinsics, config)[None]
+    if objective in ("autoencoder", "joint"):
+        terms["reconstruction"] = reconstruction_terms(prediction.reconstructions, images[:, 0])
+        terms["feature_regularisation"] = regularisation_terms(prediction.target_features, images[:, 0], config)
+    return terms
+
+
+def upsampled_depths(prediction: Prediction, size: tuple[int, int], config: Config) -> list[Tensor]:
+    """Depth maps `[B, 1, H, W]` in network units at full size, one for each scale of the disparity."""
+    upsampled = (
+        functional.interpolate(disparity, size, mode="bilinear", align_corners=False)
+        for disparity in prediction.disparities
+    )
+    model = config.model
+    return [geometry.disparity_to_depth(disparity, model.min_depth, model.max_depth) for disparity in upsampled]
+
+
+def photometric_terms(
+    depths: list[Tensor], poses: Tensor, images: Tensor, intrinsics: Tensor, config: Config
+) -> Tensor:
+    """Photometric error at each scale, per-pixel minimum over the sources, automasked if asked for: `[scales, B]`."""
+    target, sources = images[:, 0], images[:, 1:]
+    statistics = losses.local_statistics(target)
+    unwarped = identity_error(target, sources, statistics, config) if config.loss.automask else None
+    terms = []
+    for depth in depths:
+        error = minimum_error(reconstruct(sources, depth, intrinsics, poses), target, statistics)
+        if unwarped is not None:
+            error = torch.minimum(error, unwarped)
+        terms.append(losses.per_sample_mean(error))
+    return torch.stack(terms) / len(depths)
+
+
+def reconstruct(sources: Tensor, depth: Tensor, intrinsics: Tensor, poses: Tensor) -> list[Tensor]:
+    """The target as warped from each source: `sources` `[B, S, C, H, W]`, `poses` `[B, S, 4, 4]`, S maps `[B, C, H, W]`."""
+    points = geometry.backproject(depth, intrinsics)
+    warped = []
+    for source, pose in zip(sources.unbind(1), poses.unbind(1), strict=True):
+        pixels = geometry.project(points, intrinsics, pose).unflatten(2, depth.shape[-2:])
+        warped.append(geometry.sample(source, pixels))
+    return warped
+
+
+def minimum_error(candidates: list[Tensor], target: Tensor, statistics: losses.LocalStatistics) -> Tensor:
+    """Smallest photometric error `[B, 1, H, W]` over candidate images `[B, 3, H, W]`: occlusions find another source."""
+    errors = [losses.photometric_error(candidate, target, statistics) for candidate in candidates]
+    return torch.stack(errors).amin(0)
+
+
+def identity_error(target: Tensor, sources: Tensor, statistics: losses.LocalStatistics, config: Config) -> Tensor:
+    """Photometric error `[B, 1, H, W]` of the unwarped sources: pixels where it is smaller do not move with the scene.
+
+    `loss.identity_noise` breaks ties at random, in training only, so that validation stays reproducible.
+    """
+    with torch.no_grad():
+        error = minimum_error(list(sources.unbind(1)), target, statistics)
+    if config.loss.identity_noise and torch.is_grad_enabled():
+        error = error + config.loss.identity_noise * torch.randn_like(error)
+    return error
+
+
+def smoothness_terms(disparities: tuple[Tensor, ...], target: Tensor, config: Config) -> Tensor:
+    """First- plus second-order smoothness of the disparity at its own resolution: `[scales, B]`."""
+    terms = []
+    for scale, disparity in enumerate(disparities):
+        image = functional.interpolate(target, disparity.shape[-2:], mode="area")
+        if config.loss.normalise_disparity:
+            disparity = losses.normalise_disparity(disparity)
+        first, second = losses.smoothness(disparity, image, DISPARITY_EDGE_SHARPNESS)
+        terms.append((first + second) / 2**scale)
+    return config.loss.smoothness * torch.stack(terms) / len(disparities)
+
+
+def feature_metric_error(prediction: Prediction, intrinsics: Tensor, config: Config) -> Tensor:
+    """Feature-metric error `[B]` (Sec. 3.2): target features against each source's, warped; minimum over the sources.
+
+    It uses the finest depth alone, hence once per step; the published sum over four scales of a quarter is the same.
+    """
+    target = prediction.target_features[0]
+    disparity = functional.interpolate(
+        prediction.disparities[0], target.shape[-2:], mode="bilinear", align_corners=False
+    )
+    depth = geometry.disparity_to_depth(disparity, config.model.min_depth, config.model.max_depth)
+    warped = reconstruct(prediction.source_features, depth, geometry.halve_intrinsics(intrinsics), prediction.poses)
+    errors = torch.stack([losses.robust_l1(candidate, target) for candidate in warped])
+    return losses.per_sample_mean(errors.amin(0))
+
+
+def reconstruction_terms(reconstructions: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    """Photometric form between the autoencoder's output and the resized target: `[scales, B]`."""
+    terms = []
+    for reconstruction in reconstructions:
+        image = target
+        if reconstruction.shape[-2:] != target.shape[-2:]:
+            image = functional.interpolate(target, reconstruction.shape[-2:], mode="bilinear", align_corners=False)
+        terms.append(losses.per_sample_mean(losses.photometric_error(reconstruction, image)))
+    return torch.stack(terms) / len(reconstructions)
+
+
+def regularisation_terms(features: tuple[Tensor, ...], target: Tensor, config: Config) -> Tensor:
+    """Feature regularisation (Sec. 3.3): large first derivatives (discriminative), small second ones (convergent)."""
+    terms = []
+    for level, feature in enumerate(features):
+        image = functional.interpolate(target, feature.shape[-2:], mode="area")
+        first, second = losses.smoothness(feature, image, FEATURE_EDGE_SHARPNESS)
+        terms.append((config.loss.convergent * second - config.loss.discriminative * first) / 2**level)
+    return torch.stack(terms) / len(features)
+
+
+class Explanation(NamedTuple):
+    """What the photometric term sees at the finest scale."""
+
+    reconstruction: Tensor  # the target as the best source of each pixel shows it [B, 3, H, W]
+    error: Tensor  # its photometric error [B, 1, H, W]
+    moving: Tensor  # 1 where warping beats the unwarped sources, 0 where the automask would leave out [B, 1, H, W]
+
+
+@torch.no_grad()
+def explain_photometric(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> Explanation:
+    """The maps behind the photometric term, for pictures; `batch` as for `compute_losses`."""
+    images = batch["images"]
+    target, sources = images[:, 0], images[:, 1:]
+    statistics = losses.local_statistics(target)
+    depth = upsampled_depths(prediction, images.shape[-2:], config)[0]
+    warped = torch.stack(reconstruct(sources, depth, batch["intrinsics"], prediction.poses))
+    errors = torch.stack([losses.photometric_error(candidate, target, statistics) for candidate in warped])
+    error, best = errors.min(0)
+    reconstruction = warped.gather(0, best[None].expand(1, *warped.shape[1:]))[0]
+    unwarped = minimum_error(list(sources.unbind(1)), target, statistics)
+    return Explanation(reconstruction, error, (error < unwarped).to(error.dtype))

@@ -1,0 +1,158 @@
+"""What a run leaves to look at: metrics.jsonl, interval sums over all processes, and picture panels."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from featdepth.config import Config
+from featdepth.models import Prediction
+from featdepth.objective import explain_photometric
+
+# Far to near; interpolated linearly between.
+DEPTH_COLOURS = np.array(
+    [[10, 8, 40], [60, 20, 110], [130, 35, 125], [200, 60, 95], [245, 120, 60], [252, 190, 90], [252, 250, 190]], float
+)
+ERROR_COLOURS = np.array([[0, 0, 0], [90, 0, 20], [220, 60, 20], [255, 200, 60], [255, 255, 255]], float)
+PANEL_ERROR_MAX = 0.4  # photometric error shown in the brightest colour
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, appended and flushed at once; written by the main process only."""
+
+    def __init__(self, path: Path, enabled: bool) -> None:
+        self.path, self.enabled = path, enabled
+
+    def write(self, values: dict) -> None:
+        if self.enabled:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps, which a run that resumes at `step` will write again, and a torn last line."""
+        if not self.enabled or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                content = json.loads(line)
+            except ValueError:
+                continue  # torn by the interruption; what it held is of a later step
+            if content.get("step", 0) <= step:
+                kept.append(line + "\n")
+        temporary = self.path.with_suffix(".writing")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+class IntervalLog:
+    """Sums since the last log line, kept on the device, so that a step never waits for them.
+
+    terms: the names of the loss terms; the loss itself is their sum.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.names: list[str] = []
+        self.sums: Tensor | None = None  # sums of the terms, then samples, replaced samples, seconds waited for data
+        self.started = time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor], replaced: Tensor, waited: float) -> None:
+        """One batch: `losses` {name: [B]}, `replaced` [B], seconds that the loop waited for it."""
+        self.names = list(losses)
+        values = [term.detach().sum() for term in losses.values()]
+        counts = [torch.ones_like(values[0]) * len(replaced), replaced.sum().to(values[0].dtype)]
+        sums = torch.stack([*values, *counts, torch.full_like(values[0], waited)])
+        self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
+
+    def state(self) -> list[float]:
+        """This process's sums, for a checkpoint."""
+        return [] if self.sums is None else self.sums.tolist()
+
+    def restore(self, state: list[float]) -> None:
+        """Continue from the sums of a checkpoint."""
+        self.sums = torch.tensor(state) if state else None
+
+    def close(self) -> dict[str, float]:
+        """Sample-weighted means over all processes, and speed; starts the next interval. Every process enters."""
+        sums = self.accelerator.reduce(self.sums.to(self.accelerator.device), "sum").tolist()
+        elapsed = time.perf_counter() - self.started
+        self.sums, self.started = None, time.perf_counter()
+        *terms, samples, replaced, waited = sums
+        means = {name: value / samples for name, value in zip(self.names, terms, strict=True)}
+        return {
+            "loss": sum(means.values()),
+            **means,
+            "images_per_second": samples / elapsed,
+            "data_wait": waited / (elapsed * self.accelerator.num_processes),
+            "replaced": int(replaced),
+            "memory_gb": peak_memory_gb(self.accelerator.device),
+        }
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory in use so far, in GB: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def log_line(values: dict) -> str:
+    """A line for the console: numbers with four significant digits."""
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )
+
+
+def colour(values: Tensor, colours: np.ndarray) -> np.ndarray:
+    """uint8 `[H, W, 3]` of `values` `[H, W]` in [0, 1] through a table of colours."""
+    positions = values.detach().float().clamp(0, 1).cpu().numpy() * (len(colours) - 1)
+    channels = [np.interp(positions, np.arange(len(colours)), colours[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """uint8 `[H, W, 3]` of an image `[3, H, W]` in [0, 1]."""
+    return (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def colour_disparity(disparity: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """uint8 `[H, W, 3]` of a disparity `[1, h, w]`: near is bright; the range is the picture's own 95th percentile."""
+    resized = torch.nn.functional.interpolate(disparity[None].float(), size, mode="bilinear", align_corners=False)[0, 0]
+    return colour(resized / torch.quantile(resized, 0.95).clamp(min=1e-6), DEPTH_COLOURS)
+
+
+def panel(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> Image.Image:
+    """One row per sample: frames, then disparity, reconstruction, error and automask (or the autoencoder's output)."""
+    images = batch["images"]
+    size = images.shape[-2:]
+    columns = [[picture(frame) for frame in images[:, position]] for position in range(images.shape[1])]
+    if prediction.reconstructions:
+        columns.append([picture(image) for image in prediction.reconstructions[0]])
+    if prediction.disparities:
+        explained = explain_photometric(prediction, batch, config)
+        columns.append([colour_disparity(disparity, size) for disparity in prediction.disparities[0]])
+        columns.append([picture(image) for image in explained.reconstruction])
+        columns.append([colour(error[0] / PANEL_ERROR_MAX, ERROR_COLOURS) for error in explained.error])
+        columns.append([picture(mask.expand(3, -1, -1)) for mask in explained.moving])
+    rows = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
+    return Image.fromarray(np.concatenate(rows, axis=0))
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    image.save(temporary, format="PNG")
+    os.replace(temporary, path)

@@ -1,0 +1,82 @@
+"""Predictions of a whole dataset on all processes: per-sample losses and depth scores, gathered without duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from featdepth.config import Config
+from featdepth.data import augment
+from featdepth.metrics.depth import METRICS, mean_scores, score_batch
+from featdepth.models import FeatDepth
+from featdepth.objective import compute_losses
+
+
+@torch.no_grad()
+def gather_values(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, values: Callable[[dict[str, Tensor]], Tensor]
+) -> Tensor:
+    """`values(batch)` `[B, K]` of every readable sample of `loader`, in its order, on every process: CPU `[N, K]`.
+
+    The model is in evaluation mode meanwhile, and comes back as it was. Every process enters. What the loader repeats to
+    give all processes the same number of batches is dropped, and so are stand-ins for samples that cannot be read.
+    """
+    was_training = model.training
+    model.eval()
+    rows = []
+    for batch in loader:
+        batch = augment(batch)
+        row, replaced = accelerator.gather_for_metrics((values(batch), batch["replaced"]))
+        rows.append(row[replaced == 0].cpu())
+    model.train(was_training)
+    return torch.cat(rows)
+
+
+def validate(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, config: Config, with_depth: bool
+) -> dict[str, float]:
+    """The validation loss and its terms, and depth scores when the samples have ground truth: means over all samples.
+
+    The loss is the training loss without gradient, augmentation and dropout. Depth scores: `abs_rel`, ... after
+    per-image median scaling, and `metric_abs_rel`, ... without it, where the model knows its scale.
+    """
+    names: list[str] = []
+
+    def values(batch: dict[str, Tensor]) -> Tensor:
+        prediction = model(batch)
+        losses = compute_losses(prediction, batch, config)
+        names[:] = losses
+        columns = [torch.stack(list(losses.values()), dim=1)]
+        if with_depth:
+            scores = score_prediction(bare, prediction.disparities[0], batch, config)
+            columns += [scores.median_scaled, scores.fixed_scale, scores.pixels[:, None]]
+        return torch.cat([column.float() for column in columns], dim=1)
+
+    bare: FeatDepth = accelerator.unwrap_model(model)
+    table = gather_values(accelerator, model, loader, values).double()
+    means = dict(zip(names, table[:, : len(names)].mean(0).tolist(), strict=True))
+    result = {"loss": sum(means.values()), **means, "samples": len(table)}
+    if with_depth:
+        median_scaled, fixed_scale = table[:, len(names) : -1].split(len(METRICS), dim=1)
+        result |= mean_scores(median_scaled, table[:, -1]) or {}
+        if bare.settings.metres_per_unit is not None:
+            metric = mean_scores(fixed_scale, table[:, -1]) or {}
+            result |= {f"metric_{name}": value for name, value in metric.items()}
+    return result
+
+
+def score_prediction(model: FeatDepth, disparity: Tensor, batch: dict[str, Tensor], config: Config):
+    """`DepthScores` of sigmoid disparities `[B, 1, h, w]` against the batch's ground truth."""
+    unit = model.settings.metres_per_unit
+    return score_batch(
+        1 / (model.to_depth(disparity) * (unit or 1.0)),
+        batch["depth"],
+        batch["depth_size"],
+        config.evaluate.crop,
+        config.evaluate.cap,
+        scale=None if unit is None else 1.0,
+    )

@@ -1,0 +1,227 @@
+"""Train FeatDepth: depth and camera motion from video.
+
+    python train.py --config configs/demo.yaml [key=value ...] [--resume] [--cpu]
+    accelerate launch train.py --config configs/kitti.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
+
+from featdepth.checkpoint import Progress, resume, save_checkpoint
+from featdepth.config import Config, load_config, parse_arguments, to_dict
+from featdepth.data import augment, build_dataset, leaked_drives
+from featdepth.errors import InputError, run_program
+from featdepth.models import FeatDepth, build_model
+from featdepth.objective import compute_losses
+from featdepth.run import device_name, make_accelerator, prepare_directory, versions
+from featdepth.schedule import learning_rate
+from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
+from featdepth.validation import validate
+
+
+def main() -> None:
+    # Configuration, processes and the run's folder.
+    arguments = parse_arguments(None, __doc__, add_options)
+    config = load_config(arguments.config, arguments.overrides)
+    accelerator = make_accelerator(config, arguments.cpu)
+    directory = prepare_directory(accelerator, config, arguments.resume)
+
+    # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
+    train_data = build_dataset(config, "train")
+    validation_data = build_dataset(config, "validation")
+    contaminated = leaked_drives(config)
+    train_loader = make_loader(train_data, config, shuffle=True)
+    validation_loader = make_loader(validation_data, config, shuffle=False)
+
+    # Networks and optimizer. One process of each machine goes first, so that weights are downloaded once.
+    with accelerator.local_main_process_first():
+        model = build_model(config)
+    model.training_record = {"drives": train_data.drives, "contaminated": contaminated, "versions": versions()}
+    model = model.to(memory_format=torch.channels_last)
+    if config.train.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(
+        trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
+    )
+    model, optimizer, train_loader, validation_loader = accelerator.prepare(
+        model, optimizer, train_loader, validation_loader
+    )
+    if len(train_loader) == 0:
+        raise InputError(
+            f"train.batch_size {config.train.batch_size} x {accelerator.num_processes} processes is more than the "
+            f"{len(train_data)} training samples; lower it"
+        )
+
+    # Where the run stands. Dropout differs between processes from here on; all else is drawn per sample.
+    set_seed(config.train.seed, device_specific=True)
+    progress = Progress()
+    accelerator.register_for_checkpointing(progress)
+    checkpoints = directory / "checkpoints"
+    resumed = resume(accelerator, checkpoints, progress, config) if arguments.resume else None
+    metrics = MetricsFile(directory / "metrics.jsonl", enabled=accelerator.is_main_process)
+    metrics.forget_after(progress.step)
+    if config.run.trackers:
+        accelerator.init_trackers("featdepth", config=flat_config(config))
+    interval = IntervalLog(accelerator)
+    interval.restore(progress.interval)
+
+    steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
+    total_steps = steps_per_epoch * config.train.epochs
+    if config.train.max_steps is not None:
+        total_steps = min(total_steps, config.train.max_steps)
+    batch_size = config.train.batch_size * accelerator.num_processes * config.train.accumulate
+    accelerator.print(
+        f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
+        f"devices    {accelerator.num_processes} x {device_name(accelerator)}, precision {accelerator.mixed_precision}\n"
+        f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
+        f"training   {train_data.describe()}\n"
+        f"validation {validation_data.describe()}\n"
+        f"schedule   {total_steps} steps of {batch_size} samples, {steps_per_epoch} an epoch"
+    )
+    if contaminated:
+        accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")
+
+    def validate_and_save() -> None:
+        """Close an epoch: validation loss, depth scores, pictures, models."""
+        result = validate(accelerator, model, validation_loader, config, with_depth=scores_depth(validation_data, config))
+        line = {"split": "validation", "epoch": progress.epoch, "step": progress.step, **result}
+        metrics.write(line)
+        accelerator.log({f"validation/{key}": value for key, value in result.items()}, step=progress.step)
+        is_best = result["loss"] < progress.best_loss
+        progress.best_loss = min(progress.best_loss, result["loss"])
+        if accelerator.is_main_process:
+            bar.write(log_line(line))
+            bare = accelerator.unwrap_model(model, keep_torch_compile=False)
+            draw_panel(bare, validation_data, config, accelerator.device, directory / f"images/step_{progress.step:07d}.png")
+            bare.save_pretrained(directory / "model_last")
+            if is_best:
+                bare.save_pretrained(directory / "model")
+        accelerator.wait_for_everyone()
+
+    bar = tqdm(
+        total=total_steps,
+        initial=progress.step,
+        unit="step",
+        dynamic_ncols=True,
+        disable=not accelerator.is_main_process or not sys.stderr.isatty(),
+    )
+    if total_steps == 0:
+        validate_and_save()
+
+    model.train()
+    while progress.step < total_steps:
+        # The sampler draws a new order from (seed, epoch), the dataset its augmentation from (seed, epoch, index).
+        train_data.set_epoch(progress.epoch)
+        train_loader.set_epoch(progress.epoch)
+        batches = accelerator.skip_first_batches(train_loader, progress.batch) if progress.batch else train_loader
+        asked = time.perf_counter()
+        for batch in batches:
+            waited = time.perf_counter() - asked
+            with accelerator.accumulate(model):
+                batch = augment(batch)
+                prediction = model(batch)
+                losses = compute_losses(prediction, batch, config)
+                loss = torch.stack(list(losses.values())).sum(0).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and config.optimizer.clip_norm is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+                rate = learning_rate(progress.step, steps_per_epoch, config.optimizer.lr, config.schedule)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                optimizer.zero_grad()
+            interval.add(losses, batch["replaced"], waited)
+            progress.batch += 1
+            asked = time.perf_counter()
+            if not accelerator.sync_gradients:
+                continue
+
+            progress.step += 1
+            bar.update()
+            if progress.step % config.train.log_every == 0 or progress.step == total_steps:
+                values = interval.close()
+                line = {"split": "train", "epoch": progress.epoch, "step": progress.step, "lr": rate, **values}
+                metrics.write(line)
+                accelerator.log({f"train/{key}": value for key, value in {"lr": rate, **values}.items()}, progress.step)
+                if accelerator.is_main_process:
+                    bar.write(log_line(line))
+                if not math.isfinite(values["loss"]):
+                    raise InputError(
+                        f"step {progress.step}: the loss is {values['loss']}; continue from an earlier checkpoint with a "
+                        "smaller optimizer.lr, and look at the data"
+                    )
+            if progress.step == total_steps:
+                break
+            if progress.step % config.train.checkpoint_every == 0 and progress.batch < len(train_loader):
+                progress.interval = interval.state()
+                save_checkpoint(accelerator, checkpoints, progress, config)
+
+        validate_and_save()
+        if progress.batch >= len(train_loader):
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.interval = interval.state()
+        save_checkpoint(accelerator, checkpoints, progress, config)
+
+    bar.close()
+    accelerator.free_memory(model, optimizer)
+    accelerator.end_training()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", action="store_true", help="continue the run in run.directory, or start it")
+    parser.add_argument("--cpu", action="store_true", help="use no GPU")
+
+
+def make_loader(dataset, config: Config, shuffle: bool) -> DataLoader:
+    """Batches of `train.batch_size`; training shuffles and drops an incomplete last batch."""
+    return DataLoader(
+        dataset,
+        batch_size=config.train.batch_size,
+        shuffle=shuffle,
+        drop_last=shuffle,
+        num_workers=config.data.workers,
+        persistent_workers=config.data.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # An iterator draws a seed when it is made; from the global state that would shift dropout after a resume.
+        generator=torch.Generator().manual_seed(config.train.seed),
+    )
+
+
+def scores_depth(dataset, config: Config) -> bool:
+    return dataset.with_depth and config.model.objective != "autoencoder"
+
+
+@torch.no_grad()
+def draw_panel(model: FeatDepth, dataset, config: Config, device: torch.device, path: Path) -> None:
+    """A picture of `train.panel_samples` samples, evenly spaced over `dataset`."""
+    count = min(config.train.panel_samples, len(dataset))
+    if count == 0:
+        return
+    samples = [dataset[index * len(dataset) // count] for index in range(count)]
+    batch = augment({key: value.to(device) for key, value in default_collate(samples).items()})
+    model.eval()
+    save_picture(panel(model(batch), batch, config), path)
+    model.train()
+
+
+def flat_config(config: Config) -> dict[str, object]:
+    """`section.key` -> text or number, as trackers take it."""
+    sections = to_dict(config).items()
+    flat = {f"{section}.{key}": value for section, values in sections for key, value in values.items()}
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in flat.items()}
+
+
+if __name__ == "__main__":
+    run_program(main)
