@@ -1,7 +1,7 @@
 """Train FeatDepth: depth and camera motion from video.
 
-    python train.py --config configs/demo.yaml [key=value ...] [--resume] [--cpu]
-    accelerate launch train.py --config configs/kitti.yaml
+python train.py --config configs/demo.yaml [key=value ...] [--resume] [--cpu]
+accelerate launch train.py --config configs/kitti.yaml
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import argparse
 import math
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
@@ -84,7 +84,8 @@ def main() -> None:
     batch_size = config.train.batch_size * accelerator.num_processes * config.train.accumulate
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
-        f"devices    {accelerator.num_processes} x {device_name(accelerator)}, precision {accelerator.mixed_precision}\n"
+        f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
+        f"precision {accelerator.mixed_precision}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
@@ -95,7 +96,9 @@ def main() -> None:
 
     def validate_and_save() -> None:
         """Close an epoch: validation loss, depth scores, pictures, models."""
-        result = validate(accelerator, model, validation_loader, config, with_depth=scores_depth(validation_data, config))
+        result = validate(
+            accelerator, model, validation_loader, config, with_depth=scores_depth(validation_data, config)
+        )
         line = {"split": "validation", "epoch": progress.epoch, "step": progress.step, **result}
         metrics.write(line)
         accelerator.log({f"validation/{key}": value for key, value in result.items()}, step=progress.step)
@@ -104,7 +107,9 @@ def main() -> None:
         if accelerator.is_main_process:
             bar.write(log_line(line))
             bare = accelerator.unwrap_model(model, keep_torch_compile=False)
-            draw_panel(bare, validation_data, config, accelerator.device, directory / f"images/step_{progress.step:07d}.png")
+            draw_panel(
+                bare, validation_data, config, accelerator.device, directory / f"images/step_{progress.step:07d}.png"
+            )
             bare.save_pretrained(directory / "model_last")
             if is_best:
                 bare.save_pretrained(directory / "model")
@@ -156,11 +161,12 @@ def main() -> None:
                 metrics.write(line)
                 accelerator.log({f"train/{key}": value for key, value in {"lr": rate, **values}.items()}, progress.step)
                 if accelerator.is_main_process:
-                    bar.write(log_line(line))
+                    time_left = (total_steps - progress.step) * batch_size / values["images_per_second"]
+                    bar.write(f"{log_line(line)}  left {timedelta(seconds=round(time_left))}")
                 if not math.isfinite(values["loss"]):
                     raise InputError(
-                        f"step {progress.step}: the loss is {values['loss']}; continue from an earlier checkpoint with a "
-                        "smaller optimizer.lr, and look at the data"
+                        f"step {progress.step}: the loss is {values['loss']}; continue from an earlier checkpoint "
+                        "with a smaller optimizer.lr, and look at the data"
                     )
             if progress.step == total_steps:
                 break

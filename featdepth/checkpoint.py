@@ -125,14 +125,14 @@ def resume(accelerator: Accelerator, folder: Path, progress: Progress, config: C
     for name, value in circumstances(accelerator, config).items():
         if saved.get(name) != value:
             raise InputError(
-                f"{found[-1]}: made with {name} {saved.get(name)}, now {value}; the continued run would be another one, "
-                f"set it as before or start a new run directory"
+                f"{found[-1]}: made with {name} {saved.get(name)}, now {value}; the continued run would be "
+                f"another one, set it as before or start a new run directory"
             )
     try:
         accelerator.load_state(str(found[-1]))
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{found[-1]}: does not fit this model ({reason}); set the model section as it was, see config.yaml of the run"
+            f"{found[-1]}: does not fit this model ({reason}); set the model section as in the run's config.yaml"
         ) from error
     return found[-1]

@@ -24,7 +24,7 @@ def one_line(error: BaseException) -> str:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run `main`; bad input or an unwritable place ends in one line on standard error and exit code 2, without traceback."""
+    """Run `main`; bad input or an unwritable place ends in one line on standard error, exit code 2 and no traceback."""
     try:
         main()
     except InputError as error:

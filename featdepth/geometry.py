@@ -43,7 +43,7 @@ def flip_intrinsics(intrinsics: Tensor, width: int) -> Tensor:
 def halve_intrinsics(intrinsics: Tensor) -> Tensor:
     """Intrinsics `[..., 3, 3]` of a feature map whose pixel i is centred on image pixel 2i.
 
-    This is what a convolution of stride 2 with symmetric padding gives: unlike a resized image, it has no half-pixel shift.
+    This is what a convolution of stride 2 with symmetric padding gives: unlike a resized image, it has no shift.
     """
     return intrinsics * intrinsics.new_tensor([[0.5], [0.5], [1.0]])
 
@@ -91,7 +91,7 @@ def invert_pose(pose: Tensor) -> Tensor:
 
 
 def scale_translation(pose: Tensor, factor: float) -> Tensor:
-    """The rigid transform `[..., 4, 4]` with its translation multiplied by `factor` (a change of the unit of length)."""
+    """The rigid transform `[..., 4, 4]` with its translation times `factor` (a change of the unit of length)."""
     return join_pose(pose[..., :3, :3], pose[..., :3, 3] * factor)
 
 

@@ -34,14 +34,20 @@ def robust_l1(prediction: Tensor, target: Tensor) -> Tensor:
 def local_statistics(image: Tensor) -> LocalStatistics:
     """Window statistics of `image` `[B, C, H, W]` for SSIM; those of a target serve all its reconstructions."""
     padded = functional.pad(image, (1, 1, 1, 1), mode="reflect")
-    mean = functional.avg_pool2d(padded, 3, stride=1)
-    return LocalStatistics(padded, mean, functional.avg_pool2d(padded.square(), 3, stride=1) - mean.square())
+    mean = window_mean(padded)
+    return LocalStatistics(padded, mean, window_mean(padded.square()) - mean.square())
+
+
+def window_mean(image: Tensor) -> Tensor:
+    """Mean over 3x3 windows: `[..., H, W]` to `[..., H - 2, W - 2]`; separable sums, faster than pooling."""
+    rows = image[..., :-2, :] + image[..., 1:-1, :] + image[..., 2:, :]
+    return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def structural_dissimilarity(prediction: Tensor, target: LocalStatistics) -> Tensor:
     """(1 - SSIM) / 2 in [0, 1] over 3x3 windows, `[B, C, H, W]`; 0 where both images agree."""
     own = local_statistics(prediction)
-    covariance = functional.avg_pool2d(own.padded * target.padded, 3, stride=1) - own.mean * target.mean
+    covariance = window_mean(own.padded * target.padded) - own.mean * target.mean
     numerator = (2 * own.mean * target.mean + SSIM_C1) * (2 * covariance + SSIM_C2)
     denominator = (own.mean.square() + target.mean.square() + SSIM_C1) * (own.variance + target.variance + SSIM_C2)
     return ((1 - numerator / denominator) / 2).clamp(0, 1)

@@ -55,7 +55,9 @@ def prepare_directory(accelerator: Accelerator, config: Config, resume: bool) ->
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; choose another run.directory")
     if not resume and directory.is_dir() and any(directory.iterdir()):
-        raise InputError(f"{directory}: holds a run already; continue it with --resume, or choose another run.directory")
+        raise InputError(
+            f"{directory}: holds a run already; continue it with --resume, or choose another run.directory"
+        )
     # Every process has looked before the first one writes.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from featdepth.config import Config
+from featdepth.metrics.depth import METRICS
 from featdepth.models import Prediction
 from featdepth.objective import explain_photometric
 
@@ -24,6 +25,7 @@ DEPTH_COLOURS = np.array(
     [[10, 8, 40], [60, 20, 110], [130, 35, 125], [200, 60, 95], [245, 120, 60], [252, 190, 90], [252, 250, 190]], float
 )
 ERROR_COLOURS = np.array([[0, 0, 0], [90, 0, 20], [220, 60, 20], [255, 200, 60], [255, 255, 255]], float)
+SHOWN_SCORES = {"abs_rel", "a1", "metric_abs_rel"}
 PANEL_ERROR_MAX = 0.4  # photometric error shown in the brightest colour
 
 
@@ -109,10 +111,11 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def log_line(values: dict) -> str:
-    """A line for the console: numbers with four significant digits."""
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
-    )
+    """A line for the console: numbers with four significant digits, of the depth scores the best known ones only."""
+    scores = {*METRICS, *(f"metric_{name}" for name in METRICS)} - SHOWN_SCORES
+    shown = {key: value for key, value in values.items() if key not in scores}
+    texts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in shown.items()}
+    return "  ".join(f"{key} {text}" for key, text in texts.items())
 
 
 def colour(values: Tensor, colours: np.ndarray) -> np.ndarray:

@@ -22,8 +22,8 @@ def gather_values(
 ) -> Tensor:
     """`values(batch)` `[B, K]` of every readable sample of `loader`, in its order, on every process: CPU `[N, K]`.
 
-    The model is in evaluation mode meanwhile, and comes back as it was. Every process enters. What the loader repeats to
-    give all processes the same number of batches is dropped, and so are stand-ins for samples that cannot be read.
+    The model is in evaluation mode meanwhile, and comes back as it was. Every process enters. What the loader repeats
+    to give all processes the same number of batches is dropped, and so are stand-ins for samples that cannot be read.
     """
     was_training = model.training
     model.eval()

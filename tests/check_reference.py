@@ -138,10 +138,10 @@ def network_case(case: dict[str, np.ndarray], path: Path) -> tuple[FeatDepth, di
 def compare_networks(case: dict[str, np.ndarray], path: Path) -> Iterator[Comparison]:
     """Disparities, poses, reconstructions, loss terms and gradient norms of a network case.
 
-    Batch norm over the 24 values that a channel of layer4 has here amplifies float32 rounding until a loss term moves by
-    1e-4, as much as the tolerance: it differs between one thread and two. So the terms and gradients are compared twice:
-    with the networks in float64 and the objective in float32, which shows whether the mathematics is the same, and all
-    in float32, where the tolerance of a term leaves room for that rounding (`FLOAT32_TERM`).
+    Batch norm over the 24 values that a channel of layer4 has here amplifies float32 rounding until a loss term moves
+    by 1e-4, as much as the tolerance: it differs between one thread and two. So the terms are compared twice: with the
+    networks in float64 and the objective in float32, which shows whether the mathematics is the same, and all in
+    float32, where the tolerance of a term leaves room for that rounding (`FLOAT32_TERM`).
     """
     model, batch, config = network_case(case, path)
     model.eval()

@@ -1,4 +1,4 @@
-"""A model to train, as the configuration asks for it: random, ImageNet, stage-1 and fine-tuning weights in this order."""
+"""A model to train, as the configuration asks for it, with random, ImageNet, stage-1 or fine-tuning weights."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class ResNetStem(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def stem(self, image: Tensor) -> Tensor:
-        """First feature map `[B, 64, H/2, W/2]` of an image `[B, C, H, W]`; its pixel i is centred on image pixel 2i."""
+        """First feature map `[B, 64, H/2, W/2]` of an image `[B, C, H, W]`; pixel i is centred on image pixel 2i."""
         return self.relu(self.bn1(self.conv1(image)))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def load_imagenet(encoder: ResNetEncoder, source: bool | str) -> None:
     except RuntimeError as error:
         where = "torchvision's download" if source is True else source
         raise InputError(
-            f"model.pretrained: the weights of {where} are not those of a ResNet-{encoder.layers} in torchvision's names"
+            f"model.pretrained: the weights of {where} are not those of torchvision's ResNet-{encoder.layers}"
         ) from error
 
 

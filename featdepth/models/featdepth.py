@@ -132,7 +132,7 @@ class FeatDepth(nn.Module):
             return geometry.pose_from_vector(axis_angle.float(), translation.float())
 
     def learned_features(self, images: Tensor, prediction: Prediction) -> Prediction:
-        """Features and reconstruction of the target, and of the sources the first feature only (`images` as in forward)."""
+        """Features and reconstruction of the target, and the first feature of each source (`images` as in forward)."""
         target_features = self.feature_encoder(channels_last(images[:, 0]))
         prediction = prediction._replace(
             target_features=tuple(target_features), reconstructions=self.feature_decoder(target_features)
@@ -154,7 +154,7 @@ class FeatDepth(nn.Module):
         return functional.interpolate(disparity.float(), images.shape[-2:], mode="bilinear", align_corners=False)
 
     def predict_depth(self, images: Tensor) -> Tensor:
-        """Depth `[N, 1, H, W]` of images `[N, 3, H, W]` in [0, 1]: metres where the scale is known, else network units."""
+        """Depth `[N, 1, H, W]` of images `[N, 3, H, W]` in [0, 1]: metres where the scale is known, else units."""
         return self.to_depth(self.predict_disparity(images)) * (self.settings.metres_per_unit or 1.0)
 
     def to_depth(self, disparity: Tensor) -> Tensor:
