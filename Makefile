@@ -19,7 +19,7 @@ DEBIAN = on Debian and Ubuntu: apt install python3 python3-venv
 
 install: .venv/.installed
 
-# The stamp goes first and comes back last: after an interrupted installation the environment is made anew.
+# While .venv/.installing is there the environment is not whole, and the next call makes it anew.
 .venv/.installed: requirements.txt pyproject.toml
 	@command -v $(PYTHON) > /dev/null || \
 		{ echo "error: no $(PYTHON) here; install Python 3.10 or newer ($(DEBIAN)) or give PYTHON=..." >&2; exit 2; }
@@ -27,10 +27,12 @@ install: .venv/.installed
 		{ echo "error: $(PYTHON) is older than 3.10; name a newer one: make PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
 		{ echo "error: $(PYTHON) cannot make virtual environments; install its venv module ($(DEBIAN))" >&2; exit 2; }
-	@test -e $@ || { rm -rf .venv && $(PYTHON) -m venv .venv; }
-	@rm -f $@
+	@test ! -e .venv || test -e $@ || test -e .venv/.installing || \
+		{ echo "error: .venv is there already, and not from make install; move it away" >&2; exit 2; }
+	@test -e $@ || { rm -rf .venv && mkdir .venv && touch .venv/.installing && $(PYTHON) -m venv .venv; }
+	@test ! -e $@ || mv $@ .venv/.installing
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r requirements.txt $(TEST_TOOLS)
-	@touch $@
+	@mv .venv/.installing $@ && touch $@
 
 # The demo's own directories are made anew each time; any other is left to its owner.
 demo: install

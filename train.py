@@ -181,7 +181,8 @@ def main() -> None:
         save_checkpoint(accelerator, checkpoints, progress, config)
 
     bar.close()
-    accelerator.free_memory(model, optimizer)
+    # A process group that ends before the model it serves aborts now and then.
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
 

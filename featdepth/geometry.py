@@ -45,7 +45,7 @@ def halve_intrinsics(intrinsics: Tensor) -> Tensor:
 
     This is what a convolution of stride 2 with symmetric padding gives: unlike a resized image, it has no shift.
     """
-    return intrinsics * intrinsics.new_tensor([[0.5], [0.5], [1.0]])
+    return torch.cat([intrinsics[..., :2, :] / 2, intrinsics[..., 2:, :]], dim=-2)
 
 
 def invert_intrinsics(intrinsics: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def photometric_terms(
 
 
 def reconstruct(sources: Tensor, depth: Tensor, intrinsics: Tensor, poses: Tensor) -> list[Tensor]:
-    """The target warped from each source: `sources` `[B, S, C, H, W]`, `poses` `[B, S, 4, 4]`; S maps `[B, C, H, W]`."""
+    """The target warped from each of the `sources` `[B, S, C, H, W]` by `poses` `[B, S, 4, 4]`: S x `[B, C, H, W]`."""
     points = geometry.backproject(depth, intrinsics)
     warped = []
     for source, pose in zip(sources.unbind(1), poses.unbind(1), strict=True):
@@ -81,7 +81,7 @@ def reconstruct(sources: Tensor, depth: Tensor, intrinsics: Tensor, poses: Tenso
 
 
 def minimum_error(candidates: list[Tensor], target: Tensor, statistics: losses.LocalStatistics) -> Tensor:
-    """Smallest photometric error `[B, 1, H, W]` over candidate images `[B, 3, H, W]`; the occluded find another source."""
+    """Smallest photometric error `[B, 1, H, W]` over candidates `[B, 3, H, W]`: the occluded find another source."""
     errors = [losses.photometric_error(candidate, target, statistics) for candidate in candidates]
     return torch.stack(errors).amin(0)
 

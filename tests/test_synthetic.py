@@ -83,7 +83,7 @@ def reprojection_error(drive: Drive, target: tuple[int, int], source: tuple[int,
 
 def test_layout_is_kittis(street: Path) -> None:
     found = contents(street)
-    for index, date in enumerate(["2011_09_26", "2011_09_28", "2011_09_30", "2011_09_26"]):
+    for index, date in enumerate(["2031_09_26", "2031_09_28", "2031_09_30", "2031_09_26"]):
         drive = f"{date}/{date}_drive_{index + 1:04}_sync"
         for name in ("image_02/data/0000000004.png", "image_03/data/0000000000.png", "image_03/timestamps.txt"):
             assert f"{drive}/{name}" in found
@@ -223,8 +223,8 @@ def test_splits_are_disjoint_and_have_their_neighbours(street: Path) -> None:
     for part in ("train", "val", "test"):
         samples = read_split(street, part)
         drives[part] = {name for name, _, _ in samples}
-        for name, frame, side in samples:
-            assert side == "l"
+        assert {side for _, _, side in samples} == ({"l", "r"} if part == "train" else {"l"})
+        for name, frame, _ in samples:
             for neighbour in (frame - 1, frame, frame + 1):
                 assert (street / name / f"image_02/data/{neighbour:010}.png").is_file()
     assert not drives["train"] & drives["val"] | drives["train"] & drives["test"] | drives["val"] & drives["test"]

@@ -27,7 +27,7 @@ from featdepth.data.synthetic_scene import Solids
 from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
 
-VERSION = 1  # of the street's looks and geometry: raise it when they change
+VERSION = 2  # of the street's looks and geometry: raise it when they change
 RECORD = "street.json"
 BEAMS = np.radians(np.linspace(2.0, -24.9, 64))
 AHEAD = np.arange(-47.0, 47.01, 0.5)  # azimuths, degrees; a little more than the cameras see
@@ -41,8 +41,8 @@ LIMITS = {"drives": (3, 9999), "frames": (3, 1000), "height": (32, 2048), "width
 class Street:
     """The parameters of a set of drives; the same parameters always give the same bytes."""
 
-    drives: int = 36
-    frames: int = 14  # of each drive
+    drives: int = 48
+    frames: int = 10  # of each drive
     height: int = 96
     width: int = 320
     seed: int = 0
@@ -223,11 +223,13 @@ def write_drive(out: Path, street: Street, index: int) -> None:
 
 
 def write_splits(out: Path, street: Street) -> None:
-    """Lists of the left camera's frames with both neighbours; every second of them for testing."""
+    """Lists of frames with both neighbours: of both cameras for training, of the left one, every second, for testing."""
     for part, indices in drive_parts(street.drives).items():
         step = 2 if part == "test" else 1
+        sides = "lr" if part == "train" else "l"
         names = [drive_folder(out, index).relative_to(out).as_posix() for index in indices]
-        lines = [f"{name} {frame} l\n" for name in names for frame in range(1, street.frames - 1, step)]
+        frames = range(1, street.frames - 1, step)
+        lines = [f"{name} {frame} {side}\n" for name in names for side in sides for frame in frames]
         write_text(out / "splits" / f"{part}_files.txt", "".join(lines))
 
 

@@ -17,7 +17,8 @@ from featdepth.data.synthetic_scene import rotation
 INTERVAL = 0.1  # seconds between frames
 EARTH_RADIUS = 6378137.0  # metres
 CAMERA_X = (0.0, -0.54, 0.06, -0.48)  # x of camera 0's origin seen from each camera: 2 and 3 are 0.54 m apart
-DATES = ("2011_09_26", "2011_09_28", "2011_09_30")
+# Days on which KITTI recorded nothing, so that no drive here is taken for one of its drives.
+DATES = ("2031_09_26", "2031_09_28", "2031_09_30")
 LENSES = ((0.581, 0.491, 0.461), (0.566, 0.506, 0.489), (0.598, 0.497, 0.475))  # focal / W, cx / W, cy / H by date
 # Small mounting angles by date (roll, pitch, yaw; radians) of scanner, rectification and inertial unit.
 MOUNTS = (
