@@ -22,7 +22,7 @@ from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
 from featdepth.errors import InputError, run_program
 from featdepth.metrics.depth import METRICS, flip_post_process, mean_scores, score_batch
-from featdepth.metrics.trivial import depth_histogram, median_depth
+from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.run import make_accelerator, versions
 from featdepth.validation import gather_values, score_prediction
@@ -113,7 +113,7 @@ def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor |
             depth_histogram(dataset.load_depth(sample))
             for sample in samples[accelerator.process_index :: accelerator.num_processes]
         ),
-        start=torch.zeros(1),
+        start=torch.zeros(*GRID, BINS),
     )
     histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
     return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
@@ -173,11 +173,17 @@ def write_results(out: Path, result: dict, table: Tensor, names: list[str]) -> N
     writer.writerow(["image", *metric_names, "scale_ratio", "pixels"])
     for row in table.tolist():
         writer.writerow([names[int(row[-1])], *row[: 2 * WIDTH], row[-3], int(row[-2])])
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in (("metrics.json", json.dumps(result, indent=2) + "\n"), ("per_image.csv", text.getvalue())):
-        temporary = out / f".{name}.writing"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, out / name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in (
+            ("metrics.json", json.dumps(result, indent=2) + "\n"),
+            ("per_image.csv", text.getvalue()),
+        ):
+            temporary = out / f".{name}.writing"
+            temporary.write_text(content, encoding="utf-8")
+            os.replace(temporary, out / name)
+    except OSError as error:
+        raise InputError(f"{out}: the results cannot be written ({error.strerror}); choose another --out") from error
 
 
 def format_table(result: dict) -> str:

@@ -24,18 +24,18 @@ from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
-from featdepth.run import device_name, make_accelerator, prepare_directory, versions
+from featdepth.run import check_directory, device_name, make_accelerator, make_directory, versions
 from featdepth.schedule import learning_rate
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
 
 
 def main() -> None:
-    # Configuration, processes and the run's folder.
+    # Configuration and processes.
     arguments = parse_arguments(None, __doc__, add_options)
     config = load_config(arguments.config, arguments.overrides)
     accelerator = make_accelerator(config, arguments.cpu)
-    directory = prepare_directory(accelerator, config, arguments.resume)
+    directory = check_directory(config, arguments.resume)
 
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data = build_dataset(config, "train")
@@ -47,7 +47,7 @@ def main() -> None:
     # Networks and optimizer. One process of each machine goes first, so that weights are downloaded once.
     with accelerator.local_main_process_first():
         model = build_model(config)
-    model.training_record = {"drives": train_data.drives, "contaminated": contaminated, "versions": versions()}
+    model.record_training(train_data.drives, contaminated, versions())
     model = model.to(memory_format=torch.channels_last)
     if config.train.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -70,6 +70,9 @@ def main() -> None:
     accelerator.register_for_checkpointing(progress)
     checkpoints = directory / "checkpoints"
     resumed = resume(accelerator, checkpoints, progress, config) if arguments.resume else None
+
+    # From here on there is a run: nothing is written before all of the above is known to work.
+    make_directory(accelerator, directory, config)
     metrics = MetricsFile(directory / "metrics.jsonl", enabled=accelerator.is_main_process)
     metrics.forget_after(progress.step)
     if config.run.trackers:

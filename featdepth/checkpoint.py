@@ -26,7 +26,7 @@ class Progress:
     batch: int = 0  # batches of it that each process has consumed
     step: int = 0  # optimizer steps since the start
     best_loss: float = float("inf")  # smallest validation loss so far
-    interval: list[float] = field(default_factory=list)  # this process's sums since the last log line
+    interval: list[list[float]] = field(default_factory=list)  # each process's sums since the last log line
 
     def state_dict(self) -> dict:
         return asdict(self)

@@ -63,7 +63,7 @@ class Model:
     feature_layers: int = 50  # ResNet of the feature autoencoder
     decoder_width: int = 256  # channels of the depth decoder
     dropout: float = 0.5  # probability, on the two deepest features of the depth decoder
-    pretrained: bool | str = True  # encoders start from: true: ImageNet weights, false: random, text: a weight file
+    pretrained: bool | str = True  # encoders start from: true: ImageNet, false: random, text: weight file or folder
     feature_encoder: str | None = None  # model directory of stage 1 (objective autoencoder)
     pose_size: list[int] | None = field(default_factory=lambda: [192, 640])  # pixels [height, width]; null: as trained
     init: str | None = None  # model directory to fine-tune

@@ -90,7 +90,7 @@ def problems(config: Config, check_files: bool, training: bool) -> Problems:
         yield "data.cache", "is not supported yet; set it to null"
     yield from check_frames(config)
     yield from check_sizes(config)
-    yield from check_model(config)
+    yield from check_model(config, training)
     yield from check_schedule(config)
     if check_files:
         yield from check_data_files(config)
@@ -190,11 +190,11 @@ def check_side(name: str, side: int, smallest: int) -> Problems:
         yield name, f"has {side} pixels, it must be a multiple of {STRIDE}: {below} or {above}"
 
 
-def check_model(config: Config) -> Problems:
+def check_model(config: Config, training: bool) -> Problems:
     model = config.model
     if model.min_depth >= model.max_depth:
         yield "model.min_depth", f"is {model.min_depth}, it must be below model.max_depth ({model.max_depth})"
-    if model.objective == "feature_metric" and not model.feature_encoder:
+    if training and model.objective == "feature_metric" and not model.feature_encoder:
         yield (
             "model.objective",
             "is feature_metric, which needs model.feature_encoder: the model directory of an autoencoder run",
@@ -237,5 +237,8 @@ def check_model_files(config: Config) -> Problems:
         )
     if model.init is not None and not Path(model.init).is_dir():
         yield "model.init", f"is {shown(model.init)}: no such folder; expected a model directory"
-    if isinstance(model.pretrained, str) and not Path(model.pretrained).is_file():
-        yield "model.pretrained", f"is {shown(model.pretrained)}: no such file; expected true, false or a weight file"
+    if isinstance(model.pretrained, str) and not Path(model.pretrained).exists():
+        yield (
+            "model.pretrained",
+            f"is {shown(model.pretrained)}: no such file or folder; expected true, false or torchvision's weights",
+        )

@@ -60,7 +60,8 @@ def invert_intrinsics(intrinsics: Tensor) -> Tensor:
 def pose_from_vector(axis_angle: Tensor, translation: Tensor) -> Tensor:
     """Rigid transform `[..., 4, 4]` of a rotation vector `[..., 3]` (radians) and a translation `[..., 3]`.
 
-    Rodrigues' formula, written with sinc-like factors that are smooth (value and gradient) at the zero rotation.
+    Rodrigues' formula, written with sinc-like factors that are smooth (value and gradient) at the zero rotation, and
+    without a matrix product, which autocast would run in half precision.
     """
     x, y, z = axis_angle.unbind(-1)
     zero = torch.zeros_like(x)
@@ -72,7 +73,8 @@ def pose_from_vector(axis_angle: Tensor, translation: Tensor) -> Tensor:
     sine_factor = torch.where(small, 1 - squared / 6, angle.sin() / angle)
     cosine_factor = torch.where(small, 0.5 - squared / 24, (1 - angle.cos()) / angle.square())
     identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    rotation = identity + sine_factor * cross + cosine_factor * (cross @ cross)
+    cross_squared = axis_angle[..., :, None] * axis_angle[..., None, :] - squared * identity
+    rotation = identity + sine_factor * cross + cosine_factor * cross_squared
     return join_pose(rotation, translation)
 
 
@@ -85,9 +87,9 @@ def join_pose(rotation: Tensor, translation: Tensor) -> Tensor:
 
 
 def invert_pose(pose: Tensor) -> Tensor:
-    """Inverse [R^T | -R^T t] of a rigid transform `[..., 4, 4]`."""
+    """Inverse [R^T | -R^T t] of a rigid transform `[..., 4, 4]`; in full precision under autocast too."""
     inverse_rotation = pose[..., :3, :3].transpose(-1, -2)
-    return join_pose(inverse_rotation, -(inverse_rotation @ pose[..., :3, 3:])[..., 0])
+    return join_pose(inverse_rotation, -(inverse_rotation * pose[..., None, :3, 3]).sum(-1))
 
 
 def scale_translation(pose: Tensor, factor: float) -> Tensor:

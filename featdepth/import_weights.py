@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from featdepth.config import Model
+from featdepth.config_checks import SMALLEST_SIDE
 from featdepth.errors import InputError, run_program
 from featdepth.models.encoders import read_torch_file
 from featdepth.models.featdepth import FeatDepth
@@ -111,11 +112,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists():
         raise InputError(f"{arguments.out}: exists already; remove it or choose another name")
-    if arguments.height % 32 or arguments.width % 32 or min(arguments.height, arguments.width) <= 0:
-        raise InputError(f"--height {arguments.height} --width {arguments.width}: both have to be multiples of 32")
+    if arguments.height % 32 or arguments.width % 32 or min(arguments.height, arguments.width) < SMALLEST_SIDE:
+        raise InputError(
+            f"--height {arguments.height} --width {arguments.width}: both have to be multiples of 32, "
+            f"and at least {SMALLEST_SIDE}"
+        )
     content = read_torch_file(arguments.checkpoint, "checkpoint")
     state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
         raise InputError(f"checkpoint: {arguments.checkpoint} holds no state_dict of tensors")
     model = convert(state, arguments.height, arguments.width, arguments.metres_per_unit or None)
     model.training_record = {"imported_from": arguments.checkpoint.name}

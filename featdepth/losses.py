@@ -93,6 +93,8 @@ def smoothness(values: Tensor, image: Tensor, edge_sharpness: float) -> tuple[Te
 
 
 def _damped(derivative: Tensor, image_derivative: Tensor, edge_sharpness: float) -> Tensor:
+    if derivative[0].numel() == 0:  # a map of two pixels, as the deepest features of small images, has no second one
+        return derivative.new_zeros(len(derivative))
     weight = torch.exp(-edge_sharpness * image_derivative.abs().mean(1, keepdim=True))
     return per_sample_mean(derivative.abs() * weight)
 

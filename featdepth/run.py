@@ -49,8 +49,8 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
     return accelerator
 
 
-def prepare_directory(accelerator: Accelerator, config: Config, resume: bool) -> Path:
-    """The run's folder, made and written to; a non-empty one is refused unless the run is to be resumed. InputError."""
+def check_directory(config: Config, resume: bool) -> Path:
+    """The run's folder, still untouched; a non-empty one is refused unless the run is to be resumed. InputError."""
     directory = Path(config.run.directory)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; choose another run.directory")
@@ -58,7 +58,12 @@ def prepare_directory(accelerator: Accelerator, config: Config, resume: bool) ->
         raise InputError(
             f"{directory}: holds a run already; continue it with --resume, or choose another run.directory"
         )
-    # Every process has looked before the first one writes.
+    return directory
+
+
+def make_directory(accelerator: Accelerator, directory: Path, config: Config) -> None:
+    """Make the run's folder and note what it is made with. Every process enters. InputError if it cannot be written."""
+    # Every process has looked at the folder before the first one writes.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         try:
@@ -67,7 +72,6 @@ def prepare_directory(accelerator: Accelerator, config: Config, resume: bool) ->
         except OSError as error:
             raise InputError(f"{directory}: cannot be written to ({error.strerror}); set run.directory") from error
     accelerator.wait_for_everyone()
-    return directory
 
 
 def versions() -> list[str]:

@@ -77,13 +77,13 @@ class IntervalLog:
         sums = torch.stack([*values, *counts, torch.full_like(values[0], waited)])
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
 
-    def state(self) -> list[float]:
-        """This process's sums, for a checkpoint."""
-        return [] if self.sums is None else self.sums.tolist()
+    def state(self) -> list[list[float]]:
+        """The sums of each process, for a checkpoint. Every process enters."""
+        return [] if self.sums is None else self.accelerator.gather(self.sums[None]).tolist()
 
-    def restore(self, state: list[float]) -> None:
-        """Continue from the sums of a checkpoint."""
-        self.sums = torch.tensor(state) if state else None
+    def restore(self, state: list[list[float]]) -> None:
+        """Continue from the sums of a checkpoint of as many processes."""
+        self.sums = torch.tensor(state[self.accelerator.process_index]) if state else None
 
     def close(self) -> dict[str, float]:
         """Sample-weighted means over all processes, and speed; starts the next interval. Every process enters."""

@@ -27,7 +27,7 @@ from featdepth.data.synthetic_scene import Solids
 from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
 
-VERSION = 2  # of the street's looks and geometry: raise it when they change
+VERSION = 3  # of the street's looks and geometry: raise it when they change
 RECORD = "street.json"
 BEAMS = np.radians(np.linspace(2.0, -24.9, 64))
 AHEAD = np.arange(-47.0, 47.01, 0.5)  # azimuths, degrees; a little more than the cameras see
@@ -223,7 +223,7 @@ def write_drive(out: Path, street: Street, index: int) -> None:
 
 
 def write_splits(out: Path, street: Street) -> None:
-    """Lists of frames with both neighbours: of both cameras for training, of the left one, every second, for testing."""
+    """Lists of frames with both neighbours: training has both cameras, testing every second frame of the left one."""
     for part, indices in drive_parts(street.drives).items():
         step = 2 if part == "test" else 1
         sides = "lr" if part == "train" else "l"

@@ -30,15 +30,15 @@ class Style:
     @staticmethod
     def draw(rng: np.random.Generator) -> Style:
         """A random style."""
-        low, near = rng.uniform(3, 7), rng.uniform(0, 5)
+        low, near = rng.uniform(3, 7), rng.uniform(0.5, 5)
         return Style(
-            lane=rng.uniform(2.9, 3.9),
+            lane=rng.uniform(3.1, 3.9),
             parking=float(rng.choice([0.0, 2.3, 2.7])),
-            sidewalk=rng.uniform(1.2, 3.5),
+            sidewalk=rng.uniform(1.5, 3.5),
             setback=(near, near + rng.uniform(1, 10)),
             density=rng.uniform(0.5, 1.0),
             height=(low, low + rng.uniform(3, 12)),
-            parked=rng.uniform(0.1, 0.75),
+            parked=rng.uniform(0.1, 0.55),
             green=rng.uniform(0.1, 1.0),
             contrast=rng.uniform(0.7, 1.3),
             warmth=rng.uniform(-1, 1),

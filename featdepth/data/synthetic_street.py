@@ -57,12 +57,12 @@ def draw_course(rng: np.random.Generator, style: Style, kind: str, duration: flo
     swing = rng.uniform(0.1, 0.4)
     tilt = np.array(
         [
-            [rng.uniform(-0.012, 0.012), rng.uniform(0.001, 0.004), rng.uniform(0.6, 1.5), rng.uniform(0, 6)],
+            [rng.uniform(-0.01, 0.01), rng.uniform(0.001, 0.004), rng.uniform(0.6, 1.5), rng.uniform(0, 6)],
             [rng.uniform(-0.009, 0.009), rng.uniform(0.001, 0.004), rng.uniform(0.6, 1.5), rng.uniform(0, 6)],
         ]
     )
     lateral = (-style.lane / 2 + rng.uniform(-0.1, 0.2), swing, rng.uniform(35, 80), rng.uniform(0, 6))
-    height = 0.93 + rng.uniform(-0.12, 0.12)
+    height = 0.93 + rng.uniform(-0.08, 0.08)
     return Trajectory(road, BEHIND, speed, acceleration, lateral, tilt, height), roads
 
 

@@ -28,7 +28,8 @@ def build_model(config: Config) -> FeatDepth:
 
 def _load_feature_encoder(model: FeatDepth, source: str) -> None:
     """Stage 1's encoder: its first stage for the frozen one of stage 2, all of the autoencoder for `joint`."""
-    _, state = read_model_directory(source)
+    content, state = read_model_directory(source)
+    _inherit_record(model, content)
     if not any(key.startswith("feature_encoder.") for key in state):
         raise InputError(f"model.feature_encoder: {source} holds no feature encoder; train objective=autoencoder first")
     for name in ("feature_encoder", "feature_decoder"):
@@ -42,7 +43,8 @@ def _load_feature_encoder(model: FeatDepth, source: str) -> None:
 
 def _initialise(model: FeatDepth, source: str) -> None:
     """Fine-tuning: every network that the model in `source` has too starts from there."""
-    _, state = read_model_directory(source)
+    content, state = read_model_directory(source)
+    _inherit_record(model, content)
     shared = [name for name, _ in model.named_children() if network_state(state, name)]
     if not shared:
         raise InputError(f"model.init: {source} shares no network with objective {model.settings.objective}")
@@ -51,6 +53,13 @@ def _initialise(model: FeatDepth, source: str) -> None:
         if name == "feature_encoder":
             part = {key: tensor for key, tensor in part.items() if key in network.state_dict()}
         load_strictly(network, part, f"{source}: {name}")
+
+
+def _inherit_record(model: FeatDepth, content: dict) -> None:
+    """What the other model has seen counts as seen: test drives stay contaminated through any number of stages."""
+    record = content.get("training")
+    if isinstance(record, dict):
+        model.record_training(record.get("drives", []), record.get("contaminated", []))
 
 
 def network_state(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -82,9 +82,9 @@ def _download_imagenet(layers: int) -> dict[str, Tensor]:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
         return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"model.pretrained: the ImageNet weights of ResNet-{layers} could not be downloaded "
+            f"model.pretrained: the ImageNet weights of ResNet-{layers} could not be downloaded or read "
             f"({' '.join(str(error).split())}); put {file_name} into {folder}, or set model.pretrained to that file, "
             "or to false to start from random weights"
         ) from error
@@ -107,8 +107,8 @@ def read_torch_file(path: Path, key: str) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{key}: {path} holds more than tensors and plain values, and loading it could run code; "
-            "save its state_dict alone and use that file"
+            f"{key}: {path} is damaged, or holds more than tensors and plain values, which could run code when loaded; "
+            "copy it again, or save its state_dict alone and use that file"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(

@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from featdepth import geometry
 from featdepth.config import Model, from_dict
+from featdepth.config_checks import check_config
 from featdepth.errors import InputError
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
-from featdepth.models.storage import CONFIG_FILE, load_strictly, read_model_directory, write_model_directory
+from featdepth.models.storage import CONFIG_FILE, check_fit, read_model_directory, write_model_directory
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -127,9 +128,7 @@ class FeatDepth(nn.Module):
         if self.settings.pose_size is not None and tuple(pair.shape[-2:]) != tuple(self.settings.pose_size):
             pair = functional.interpolate(pair, tuple(self.settings.pose_size), mode="bilinear", align_corners=False)
         axis_angle, translation = self.pose_decoder(self.pose_encoder(normalise(pair)))
-        # Matrix products of poses in bfloat16 would move pixels, so autocast ends here.
-        with torch.autocast(axis_angle.device.type, enabled=False):
-            return geometry.pose_from_vector(axis_angle.float(), translation.float())
+        return geometry.pose_from_vector(axis_angle, translation)
 
     def learned_features(self, images: Tensor, prediction: Prediction) -> Prediction:
         """Features and reconstruction of the target, and the first feature of each source (`images` as in forward)."""
@@ -161,6 +160,12 @@ class FeatDepth(nn.Module):
         """Depth in network units of a sigmoid disparity, with the model's own range."""
         return geometry.disparity_to_depth(disparity, self.settings.min_depth, self.settings.max_depth)
 
+    def record_training(self, drives: Sequence[str], contaminated: Sequence[str], versions: Sequence[str] = ()) -> None:
+        """Note what the weights have seen, beside what those that they started from had seen."""
+        for name, values in (("drives", drives), ("contaminated", contaminated)):
+            self.training_record[name] = sorted({*self.training_record.get(name, []), *values})
+        self.training_record["versions"] = list(versions)
+
     def save_pretrained(self, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Write `config.json` and `model.safetensors` into `directory`, replacing it as a whole.
 
@@ -188,11 +193,16 @@ class FeatDepth(nn.Module):
             raise InputError(
                 f"{where}: model format {content.get('format')!r}, this version reads format {MODEL_FORMAT}"
             )
-        config = from_dict({key: content.get(key) for key in ("data", "model")}, where)
-        if config.model.objective not in NETWORKS:
-            raise InputError(f"{where}: unknown objective {config.model.objective!r}")
-        model = cls(config.model, config.data.frames, config.data.height, config.data.width)
-        load_strictly(model, state, str(source))
+        for section in ("data", "model"):
+            if not isinstance(content.get(section), dict):
+                raise InputError(f"{where}: has no section {section}; copy the file again")
+        config = from_dict({section: content[section] for section in ("data", "model")}, where)
+        check_config(config, where, check_files=False, training=False)
+        # Without memory first, so that a configuration of absurd sizes allocates nothing.
+        with torch.device("meta"):
+            model = cls(config.model, config.data.frames, config.data.height, config.data.width)
+        check_fit(model, state, str(source))
+        model.to_empty(device="cpu").load_state_dict(state)
         record = content.get("training")
         model.training_record = record if isinstance(record, dict) else {}
         return model.eval()

@@ -68,7 +68,7 @@ def read_model_directory(source: str | Path) -> tuple[dict, dict[str, Tensor]]:
         raise InputError(f"{config_path}: larger than any configuration of a model")
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{config_path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise InputError(f"{config_path}: not a JSON object")
@@ -92,7 +92,13 @@ def _from_hub(name: str) -> Path:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` into `module`; InputError names the first tensor that is missing, left over or of another shape."""
+    """Load `state` into `module`; InputError as in `check_fit`."""
+    check_fit(module, state, source)
+    module.load_state_dict(state)
+
+
+def check_fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """InputError names the first tensor of `state` that `module` misses, has no place for, or has in another shape."""
     own = module.state_dict()
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} has no place in this architecture" for key in state if key not in own]
@@ -106,4 +112,3 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
         raise InputError(
             f"{source}: weights of another architecture, {problems[0]}{more}; set the model section as in its training"
         )
-    module.load_state_dict(state)

@@ -1,0 +1,168 @@
+"""What the end-to-end tests share: a small street, a small configuration, and ways to run the programs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+
+from featdepth.data.synthetic import write_street
+from featdepth.errors import run_program
+
+REPOSITORY = Path(__file__).parents[1]
+TWO_PROCESSES = REPOSITORY / "configs" / "accelerate" / "two_cpu.yaml"
+TIME_LIMIT = 300  # seconds for one program
+
+# Names that Accelerate and torchrun read; a test decides on them, not the shell it is started from.
+LAUNCH_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Result(NamedTuple):
+    """How a program ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def error_line(self) -> str:
+        """The one line on standard error of a program that refused its input."""
+        assert self.code == 2, f"exit code {self.code}\n{self.out}\n{self.err}"
+        assert self.err.startswith("error: ") and self.err.count("\n") == 1, self.err
+        return self.err
+
+
+def succeeded(result: Result) -> Result:
+    assert result.code == 0, f"exit code {result.code}\n{result.out}\n{result.err}"
+    return result
+
+
+def program_environment() -> dict[str, str]:
+    """No GPU, one thread, nothing inherited that a launcher would set."""
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
+    kept = {name: value for name, value in kept.items() if not name.startswith("ACCELERATE_")}
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+
+
+def program_command(arguments: list[object], processes: int = 1) -> list[str]:
+    """`arguments`: a script and what it is given; on 2 processes by `accelerate launch`, on more by torchrun."""
+    words = [str(argument) for argument in arguments]
+    if processes == 1:
+        return [sys.executable, *words]
+    if processes == 2:
+        launcher = ["accelerate.commands.launch", "--config_file", str(TWO_PROCESSES)]
+    else:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, "-m", *launcher, *words]
+
+
+def run_program_process(arguments: list[object], processes: int = 1, file_limit: int | None = None) -> Result:
+    """Run a program as users do, on the CPU. file_limit: bytes that no file may exceed, as on a disk that gets full."""
+    command = program_command(arguments, processes)
+    if file_limit is not None:
+        command = ["bash", "-c", f'ulimit -f {file_limit // 1024}; exec "$@"', "bash", *command]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=program_environment(), capture_output=True, text=True, timeout=TIME_LIMIT
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def call_program(main: Callable[[], None], *arguments: object, environment: dict[str, str] | None = None) -> Result:
+    """Run a program's `main` in this process, where the start of Python and torch is paid for already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        for name in LAUNCH_VARIABLES:
+            patch.delenv(name, raising=False)
+        for name, value in (environment or {}).items():
+            patch.setenv(name, value)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        forget_accelerator()
+        try:
+            run_program(main)
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            forget_accelerator()
+            torch.set_num_threads(threads)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def forget_accelerator() -> None:
+    """Let the next Accelerator of this process start afresh."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def write_tiny_config(path: Path, root: Path) -> Path:
+    """A configuration whose networks and images are as small as can be, for the street in `root`."""
+    values = {
+        "data": {"root": str(root), "split": str(root / "splits"), "frames": [0, -1, "s"], "height": 64, "width": 96},
+        "model": {"objective": "photometric", "depth_layers": 18, "pose_layers": 18, "feature_layers": 18},
+        "schedule": {"warmup_steps": 4, "milestones": [1]},
+        "train": {"epochs": 3, "batch_size": 2, "log_every": 3, "checkpoint_every": 100, "panel_samples": 2},
+        "evaluate": {"crop": "none", "batch_size": 2},
+    }
+    values["data"] |= {"workers": 0, "ground_truth_cache": str(path.parent / "ground_truth")}
+    values["model"] |= {"decoder_width": 16, "pretrained": False, "pose_size": None}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drives: four to train on (20 samples), one to validate (5 samples), one to test (3 samples)."""
+    root = tmp_path_factory.mktemp("street") / "data"
+    write_street(root, drives=6, frames=7, height=64, width=192, workers=1)
+    train_list = root / "splits" / "train_files.txt"
+    left = [line for line in train_list.read_text().splitlines() if line.endswith(" l")]
+    train_list.write_text("\n".join(left) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def config_file(street: Path) -> Path:
+    """The tiny configuration for `street`."""
+    return write_tiny_config(street.parent / "tiny.yaml", street)
+
+
+@pytest.fixture
+def street_copy(street: Path, tmp_path: Path) -> Path:
+    """A street of the test's own, to be damaged; its configuration is `tiny.yaml` beside it."""
+    root = tmp_path / "data"
+    shutil.copytree(street, root)
+    write_tiny_config(tmp_path / "tiny.yaml", root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def finished_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of 6 steps on one process: five make an epoch; checkpoints after 2, 4, 5 and 6."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    options = [f"run.directory={directory}", *INTERRUPTIBLE]
+    succeeded(run_program_process(["train.py", "--cpu", "--config", config_file, *options]))
+    yield directory
+    shutil.rmtree(directory)
+
+
+# Gradient accumulation, loader processes, dropout and a log interval that is open at the checkpoints: all of it has to
+# survive an interruption.
+INTERRUPTIBLE = (
+    "train.max_steps=6",
+    "train.accumulate=2",
+    "train.checkpoint_every=2",
+    "train.keep_checkpoints=9",
+    "data.workers=1",
+)
