@@ -41,7 +41,7 @@ ifeq ($(RUN),runs/demo)
 endif
 	@for path in '$(RUN)' '$(RUN)_data'; do test ! -e "$$path" || \
 		{ echo "error: $$path exists; remove it, or choose another: make demo RUN=..." >&2; exit 2; }; done
-	$(BIN)/python -m featdepth.data.synthetic '$(RUN)_data'
+	$(BIN)/python -m featdepth.data.synthetic '$(RUN)_data' --seed 5
 	$(BIN)/python train.py --config configs/demo.yaml \
 		run.directory='$(RUN)' data.root='$(RUN)_data' data.split='$(RUN)_data/splits'
 	$(BIN)/python evaluate.py --config configs/demo.yaml --checkpoint '$(RUN)/model' \

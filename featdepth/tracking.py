@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from featdepth.config import Config
+from featdepth.errors import InputError
 from featdepth.metrics.depth import METRICS
 from featdepth.models import Prediction
 from featdepth.objective import explain_photometric
@@ -36,9 +37,13 @@ class MetricsFile:
         self.path, self.enabled = path, enabled
 
     def write(self, values: dict) -> None:
-        if self.enabled:
+        if not self.enabled:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of later steps, which a run that resumes at `step` will write again, and a torn last line."""
@@ -154,8 +159,17 @@ def panel(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> I
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a PNG whole or not at all. Raises InputError where it cannot be written."""
     temporary = path.with_name(f".{path.name}.writing")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The error of a place that cannot be written to."""
+    return InputError(f"{path}: cannot be written ({error.strerror}); free some space or choose another run.directory")

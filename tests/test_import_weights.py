@@ -35,6 +35,16 @@ def import_weights(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=300, check=False)
 
 
+def refusal(monkeypatch, capsys, *arguments: object) -> str:
+    """The one line that the program, called in this process, ends in."""
+    monkeypatch.setattr(sys, "argv", ["import_weights", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    line = capsys.readouterr().err
+    assert caught.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    return line
+
+
 def published(name: str) -> dict[str, Tensor]:
     return reference_state(TESTS / "data" / f"{name}.npz")
 
@@ -114,7 +124,6 @@ def checkpoint(kind: str, folder: Path) -> Path:
         "incomplete": {"state_dict": {"DepthDecoder.merge1.conv.weight": torch.zeros(256, 256, 3, 3)}},
         "no tensors": {"state_dict": {"epoch": 3}},
         "numbered": {0: torch.zeros(3)},
-        "scalar": {"state_dict": {"DepthDecoder.merge1.conv.weight": torch.tensor(1.0)}},
         "code": {"state_dict": {"a": torch.zeros(3)}, "meta": Touch(folder / "ran")},
         "list": [1, 2],
     }[kind]
@@ -128,37 +137,37 @@ SAID = {
     "incomplete": "is missing",
     "no tensors": "no state_dict",
     "numbered": "no state_dict",
-    "scalar": "checkpoint",
     "code": "could run code",
     "list": "list",
 }
 
 
 @pytest.mark.parametrize("kind", SAID)
-def test_what_cannot_be_imported_ends_in_one_line(kind, tmp_path):
-    result = import_weights(checkpoint(kind, tmp_path), tmp_path / "model")
-    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert SAID[kind] in result.stderr
+def test_what_cannot_be_imported_ends_in_one_line(kind, tmp_path, monkeypatch, capsys):
+    assert SAID[kind] in refusal(monkeypatch, capsys, checkpoint(kind, tmp_path), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["published.pth"]  # no model, and nothing was run
 
 
 @pytest.mark.parametrize("options", [["--height", 300], ["--width", 32]])
-def test_sizes_that_no_model_can_have_are_refused(options, tmp_path):
-    result = import_weights(checkpoint("list", tmp_path), tmp_path / "model", *options)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and options[0] in result.stderr
+def test_sizes_that_no_model_can_have_are_refused(options, tmp_path, monkeypatch, capsys):
+    assert options[0] in refusal(monkeypatch, capsys, checkpoint("list", tmp_path), tmp_path / "model", *options)
 
 
-def test_an_existing_directory_is_never_replaced(tmp_path):
+def test_an_existing_directory_is_never_replaced(tmp_path, monkeypatch, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "precious.txt").write_text("mine")
-    result = import_weights(checkpoint("list", tmp_path), tmp_path / "model")
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "exists" in result.stderr
+    assert "exists" in refusal(monkeypatch, capsys, checkpoint("list", tmp_path), tmp_path / "model")
     assert (tmp_path / "model" / "precious.txt").read_text() == "mine"
 
 
-def test_a_missing_or_cut_checkpoint_ends_in_one_line(tmp_path):
+def test_a_missing_or_cut_checkpoint_ends_in_one_line(tmp_path, monkeypatch, capsys):
     path = checkpoint("incomplete", tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
     for name in ("published.pth", "missing.pth"):
-        result = import_weights(tmp_path / name, tmp_path / "model")
-        assert result.returncode == 2 and result.stderr.count("\n") == 1 and name in result.stderr
+        assert name in refusal(monkeypatch, capsys, tmp_path / name, tmp_path / "model")
+
+
+def test_the_program_itself_ends_without_a_traceback(tmp_path):
+    result = import_weights(checkpoint("code", tmp_path), tmp_path / "model")
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["published.pth"]

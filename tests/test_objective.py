@@ -11,6 +11,7 @@ from tiny_models import HEIGHT, OBJECTIVES, STEREO_METRES, WIDTH, tiny_batch, ti
 from torch import Tensor
 
 from featdepth import geometry
+from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms, explain_photometric
@@ -27,6 +28,14 @@ FRAMES = {"mono": [0, -1, 1], "stereo": [0, "s"], "both": [0, -1, 1, "s"]}
 def total(terms: dict[str, Tensor]) -> Tensor:
     """The loss as the training program forms it."""
     return torch.stack(list(terms.values())).sum(0).mean()
+
+
+def plane_prediction(config: Config, depth: float, poses: Tensor) -> Prediction:
+    """Four scales that all say "everything is `depth` units away"."""
+    near, far = 1 / config.model.min_depth, 1 / config.model.max_depth
+    disparity = (1 / depth - far) / (near - far)
+    sizes = [(HEIGHT >> level, WIDTH >> level) for level in range(1, 5)]
+    return Prediction(tuple(torch.full((len(poses), 1, *size), disparity) for size in sizes), poses)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -80,6 +89,20 @@ def test_the_feature_metric_term_reaches_depth_and_pose_but_not_the_frozen_featu
         assert max(each.grad.abs().max() for each in network.parameters() if each.grad is not None) > 0
 
 
+def test_the_feature_metric_term_takes_each_pixel_from_the_source_that_shows_it():
+    config = tiny_config("feature_metric", [0, 1, 2], feature_metric=1.0)
+    features = torch.rand(1, 64, HEIGHT // 2, WIDTH // 2, generator=torch.Generator().manual_seed(4))
+    left, right = features.clone(), features.clone()
+    left[..., :20], right[..., 28:] = 0, 0
+    still = torch.eye(4).repeat(1, 2, 1, 1)
+    batch = tiny_batch(config, size=1)
+    seen = plane_prediction(config, 2.0, still)._replace(target_features=(features,))
+    both = seen._replace(source_features=torch.stack([left, right], dim=1))
+    neither = seen._replace(source_features=torch.stack([left, left], dim=1))
+    error, occluded = (compute_losses(each, batch, config)["feature_metric"].item() for each in (both, neither))
+    assert error == pytest.approx(1e-3, rel=1e-2) and occluded > 0.1
+
+
 def test_the_weights_of_the_configuration_scale_their_terms():
     config = tiny_config("joint")
     model, batch = tiny_model(config), tiny_batch(config)
@@ -92,14 +115,6 @@ def test_the_weights_of_the_configuration_scale_their_terms():
     assert compute_losses(prediction, batch, without)["feature_regularisation"].tolist() == [0, 0]
     rewarded = dataclasses.replace(config, loss=dataclasses.replace(config.loss, convergent=0.0))
     assert (compute_losses(prediction, batch, rewarded)["feature_regularisation"] < 0).all()
-
-
-def plane_prediction(config, depth: float, poses: Tensor) -> Prediction:
-    """Four scales that all say "everything is `depth` units away"."""
-    near, far = 1 / config.model.min_depth, 1 / config.model.max_depth
-    disparity = (1 / depth - far) / (near - far)
-    sizes = [(HEIGHT >> level, WIDTH >> level) for level in range(1, 5)]
-    return Prediction(tuple(torch.full((len(poses), 1, *size), disparity) for size in sizes), poses)
 
 
 def moved_plane(step: int = 3) -> tuple[dict[str, Tensor], Tensor]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from check_reference import compare, compare_outputs, compare_terms, reference_tensor
+from check_reference import compare, compare_outputs, compare_terms, main, reference_tensor
 from tiny_models import tiny_config
 
-from featdepth.errors import InputError
+from featdepth.errors import InputError, run_program
 from featdepth.models import Prediction
 
 TESTS = Path(__file__).parent
@@ -27,7 +27,15 @@ CASES = {
 }
 
 
-def run_program(*arguments: object) -> subprocess.CompletedProcess:
+def run_here(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of the program, called in this process."""
+    monkeypatch.setattr(sys, "argv", ["check_reference.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    return caught.value.code, *capsys.readouterr()
+
+
+def run_process(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, str(TESTS / "check_reference.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
@@ -49,28 +57,29 @@ def test_lidar_depth_is_that_of_the_published_evaluation():
         compare(case)
 
 
-def test_the_program_says_whether_a_case_is_reproduced(tmp_path):
+def test_the_program_says_whether_a_case_is_reproduced(tmp_path, monkeypatch, capsys):
     good = TESTS / "data" / "depth_metrics.npz"
     case = dict(np.load(good))
     expected = json.loads(bytes(case["expected"]))
     expected["full_median"]["mean"][0] *= 1.0001
     case["expected"] = np.frombuffer(json.dumps(expected).encode(), dtype=np.uint8)
     np.savez(tmp_path / "altered.npz", **case)
-    right, wrong = run_program(good), run_program(good, tmp_path / "altered.npz")
-    assert right.returncode == 0 and "all within tolerance" in right.stdout and "BEYOND" not in right.stdout
+    code, output, _ = run_here(monkeypatch, capsys, good)
+    assert code == 0 and "all within tolerance" in output and "BEYOND" not in output
+    wrong = run_process(good, tmp_path / "altered.npz")
     assert wrong.returncode == 1 and "1 beyond tolerance" in wrong.stdout
     [line] = [line for line in wrong.stdout.splitlines() if "BEYOND TOLERANCE" in line]
     assert "full_median mean" in line
 
 
-def test_a_file_that_is_no_case_is_refused_in_one_line(tmp_path):
+def test_a_file_that_is_no_case_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     np.savez(tmp_path / "other.npz", values=np.zeros(3))
     for name in ("broken.npz", "other.npz", "missing.npz"):
         with pytest.raises(InputError, match=name):
             compare(tmp_path / name)
-    result = run_program(tmp_path / "other.npz")
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "other.npz" in result.stderr
+    code, _, errors = run_here(monkeypatch, capsys, tmp_path / "other.npz")
+    assert code == 2 and errors.count("\n") == 1 and "other.npz" in errors
 
 
 def test_an_output_beyond_its_tolerance_does_not_pass():

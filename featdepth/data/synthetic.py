@@ -41,10 +41,10 @@ LIMITS = {"drives": (3, 9999), "frames": (3, 1000), "height": (32, 2048), "width
 class Street:
     """The parameters of a set of drives; the same parameters always give the same bytes."""
 
-    drives: int = 48
-    frames: int = 10  # of each drive
-    height: int = 96
-    width: int = 320
+    drives: int = 80
+    frames: int = 6  # of each drive
+    height: int = 80
+    width: int = 240
     seed: int = 0
 
     def __post_init__(self) -> None:
