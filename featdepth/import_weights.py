@@ -90,6 +90,8 @@ def recognise(state: Mapping[str, Tensor], metres_per_unit: float | None) -> Mod
         if layers is not None:
             setattr(settings, f"{name}_layers", layers)
     if has_depth:
+        if state["depth_decoder.levels.0.merge.weight"].dim() != 4:
+            raise InputError("checkpoint: the depth decoder's merge1 is no convolution; copy the file again")
         settings.decoder_width = state["depth_decoder.levels.0.merge.weight"].shape[0]
     return settings
 

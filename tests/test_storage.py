@@ -192,3 +192,9 @@ def test_a_failing_rename_leaves_the_old_model_as_it_was(copy, monkeypatch):
         tiny_model(tiny_config("autoencoder", [0])).save_pretrained(copy)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+@pytest.mark.parametrize("record", [None, [], "drives", {"drives": "2011"}, {"contaminated": [1]}, {"drives": [[]]}])
+def test_a_damaged_training_record_is_refused(copy, record):
+    edit_config(copy, lambda content: content.update(training=record))
+    assert "training" in refusal(copy)

@@ -8,7 +8,7 @@ from featdepth.config import Config
 from featdepth.errors import InputError
 from featdepth.models.encoders import ResNetEncoder, load_imagenet
 from featdepth.models.featdepth import FeatDepth
-from featdepth.models.storage import load_strictly, read_model_directory
+from featdepth.models.storage import load_strictly, read_model_directory, read_record
 
 
 def build_model(config: Config) -> FeatDepth:
@@ -29,7 +29,7 @@ def build_model(config: Config) -> FeatDepth:
 def _load_feature_encoder(model: FeatDepth, source: str) -> None:
     """Stage 1's encoder: its first stage for the frozen one of stage 2, all of the autoencoder for `joint`."""
     content, state = read_model_directory(source)
-    _inherit_record(model, content)
+    _inherit_record(model, content, source)
     if not any(key.startswith("feature_encoder.") for key in state):
         raise InputError(f"model.feature_encoder: {source} holds no feature encoder; train objective=autoencoder first")
     for name in ("feature_encoder", "feature_decoder"):
@@ -44,7 +44,7 @@ def _load_feature_encoder(model: FeatDepth, source: str) -> None:
 def _initialise(model: FeatDepth, source: str) -> None:
     """Fine-tuning: every network that the model in `source` has too starts from there."""
     content, state = read_model_directory(source)
-    _inherit_record(model, content)
+    _inherit_record(model, content, source)
     shared = [name for name, _ in model.named_children() if network_state(state, name)]
     if not shared:
         raise InputError(f"model.init: {source} shares no network with objective {model.settings.objective}")
@@ -55,11 +55,10 @@ def _initialise(model: FeatDepth, source: str) -> None:
         load_strictly(network, part, f"{source}: {name}")
 
 
-def _inherit_record(model: FeatDepth, content: dict) -> None:
+def _inherit_record(model: FeatDepth, content: dict, source: str) -> None:
     """What the other model has seen counts as seen: test drives stay contaminated through any number of stages."""
-    record = content.get("training")
-    if isinstance(record, dict):
-        model.record_training(record.get("drives", []), record.get("contaminated", []))
+    record = read_record(content, source)
+    model.record_training(record.get("drives", []), record.get("contaminated", []))
 
 
 def network_state(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from featdepth.config_checks import check_config
 from featdepth.errors import InputError
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
-from featdepth.models.storage import CONFIG_FILE, check_fit, read_model_directory, write_model_directory
+from featdepth.models.storage import CONFIG_FILE, check_fit, read_model_directory, read_record, write_model_directory
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -203,8 +203,7 @@ class FeatDepth(nn.Module):
             model = cls(config.model, config.data.frames, config.data.height, config.data.width)
         check_fit(model, state, str(source))
         model.to_empty(device="cpu").load_state_dict(state)
-        record = content.get("training")
-        model.training_record = record if isinstance(record, dict) else {}
+        model.training_record = read_record(content, source)
         return model.eval()
 
 

@@ -78,6 +78,15 @@ def read_model_directory(source: str | Path) -> tuple[dict, dict[str, Tensor]]:
         raise InputError(f"{weights_path}: damaged or no safetensors file ({error}); copy it again") from error
 
 
+def read_record(config: dict, source: str | Path) -> dict:
+    """The `training` section of a model's `config.json`, with lists of names where there are any. Raises InputError."""
+    record = config.get("training", {})
+    lists = [record.get(name, []) for name in ("drives", "contaminated")] if isinstance(record, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise InputError(f"{source}/{CONFIG_FILE}: the section training is damaged; copy the file again")
+    return record
+
+
 def _from_hub(name: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"{name}: no such model directory; give a directory or a hub id such as user/model")
