@@ -46,8 +46,7 @@ def main() -> None:
     out = Path(arguments.out or f"{config.run.directory}/evaluation")
     config.run.trackers = []
     accelerator = make_accelerator(config, arguments.cpu)
-    if accelerator.is_main_process:
-        make_folder(out)
+    check_writable(out)
 
     # The model decides on the size of its images.
     model = FeatDepth.from_pretrained(checkpoint)
@@ -87,14 +86,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
 
 
-def make_folder(out: Path) -> None:
-    """Make the output folder before the work rather than after it. Raises InputError where that is impossible."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: the results cannot be written ({error.strerror}); choose another --out") from error
-    if not os.access(out, os.W_OK):
-        raise InputError(f"{out}: the results cannot be written (no permission); choose another --out")
+def check_writable(out: Path) -> None:
+    """Look before the work, rather than after it, whether `out` can be made. Raises InputError where it cannot."""
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{out}: the results cannot be written below {existing}; choose another --out")
 
 
 def find_contamination(model: FeatDepth, test_drives: list[str], config: Config) -> list[str]:
@@ -186,6 +182,7 @@ def write_results(out: Path, result: dict, table: Tensor, names: list[str]) -> N
     for row in table.tolist():
         writer.writerow([names[int(row[-1])], *row[: 2 * WIDTH], row[-3], int(row[-2])])
     try:
+        out.mkdir(parents=True, exist_ok=True)
         for name, content in (
             ("metrics.json", json.dumps(result, indent=2) + "\n"),
             ("per_image.csv", text.getvalue()),
