@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
 from featdepth.errors import InputError, run_program
-from featdepth.metrics.depth import METRICS, flip_post_process, mean_scores, score_batch
+from featdepth.files import write_text
+from featdepth.metrics.depth import METRICS, flip_post_process, mean_scores, median, score_batch
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.run import make_accelerator, versions
@@ -168,8 +169,8 @@ def summarise(table: Tensor, config: Config) -> dict:
         rows = table[:, position * WIDTH : (position + 1) * WIDTH]
         result[name] = None if rows[pixels > 0].isnan().all() else mean_scores(rows, pixels)
     ratios = table[:, -3][pixels > 0].double()
-    median = ratios.median()
-    result["scale_ratio"] = {"median": float(median), "std": float((ratios / median).std(correction=0))}
+    middle = median(ratios)
+    result["scale_ratio"] = {"median": float(middle), "std": float((ratios / middle).std(correction=0))}
     return result
 
 
@@ -182,14 +183,8 @@ def write_results(out: Path, result: dict, table: Tensor, names: list[str]) -> N
     for row in table.tolist():
         writer.writerow([names[int(row[-1])], *row[: 2 * WIDTH], row[-3], int(row[-2])])
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in (
-            ("metrics.json", json.dumps(result, indent=2) + "\n"),
-            ("per_image.csv", text.getvalue()),
-        ):
-            temporary = out / f".{name}.writing"
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, out / name)
+        write_text(out / "metrics.json", json.dumps(result, indent=2) + "\n")
+        write_text(out / "per_image.csv", text.getvalue())
     except OSError as error:
         raise InputError(f"{out}: the results cannot be written ({error.strerror}); choose another --out") from error
 

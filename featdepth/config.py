@@ -21,6 +21,7 @@ import yaml
 from featdepth.config_checks import COMMAND_LINE, check_config
 from featdepth.config_values import Dumper, convert, describe, parse_yaml, shown
 from featdepth.errors import InputError
+from featdepth.files import write_text
 
 
 @dataclass
@@ -188,15 +189,9 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 def save_config(config: Config, path: str | Path, header_comment: str = "") -> None:
     """Write `config` as YAML that `load_config` reads, atomically; `header_comment` goes above it, line by line."""
-    path = Path(path)
     header = "".join(f"# {line}".rstrip() + "\n" for line in header_comment.splitlines())
     text = header + yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def flatten(values: Any, source: str) -> dict[str, Any]:

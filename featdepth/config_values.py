@@ -22,10 +22,18 @@ FLOAT = re.compile(
 class Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-4 is a number, `no` and 2011_09_26 are text, and a key may appear only once.
 
-    PyYAML follows YAML 1.1, where these are text, false and the number 20110926.
+    PyYAML follows YAML 1.1, where these are text, false and the number 20110926. Like `yaml.safe_load` it makes plain
+    values only. Aliases are refused: a configuration needs none, and a few lines of them stand for gigabytes.
     """
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="an alias; write the value out", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
@@ -55,7 +63,7 @@ Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.01234567
 def parse_yaml(text: str, source: str) -> Any:
     """The value of one YAML document; raises InputError with source and line for anything that is not YAML."""
     try:
-        return yaml.load(text, Loader)
+        return Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""

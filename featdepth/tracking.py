@@ -17,6 +17,7 @@ from torch import Tensor
 
 from featdepth.config import Config
 from featdepth.errors import InputError
+from featdepth.files import write_text
 from featdepth.metrics.depth import METRICS
 from featdepth.models import Prediction
 from featdepth.objective import explain_photometric
@@ -57,9 +58,7 @@ class MetricsFile:
                 continue  # torn by the interruption; what it held is of a later step
             if content.get("step", 0) <= step:
                 kept.append(line + "\n")
-        temporary = self.path.with_suffix(".writing")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(kept))
 
 
 class IntervalLog:

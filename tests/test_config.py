@@ -113,7 +113,7 @@ def test_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("loss: {automask: 1}", "loss.automask is 1, expected true or false"),
         ("run: {name: 5}", 'run.name is 5, expected text; put it in quotes: "5"'),
         ("data: {val_files: no}", "data.val_files is no, expected text or null; write null for none"),
-        ("data: {height: {a: &b [*b]}}", "data.height is {a: "),
+        ("data: {height: {a: &b [*b]}}", "line 2: not valid YAML: an alias; write the value out"),
         ("data: [1]", "'data' is a section of keys, found [1]"),
         ("model: {}", "line 2: not valid YAML: 'model' is given twice"),
         ("data:\n  height: 64\n  height: 96", "line 4: not valid YAML: 'height' is given twice"),
@@ -197,7 +197,16 @@ def test_impossible_combinations_are_refused(tmp_path: Path, overrides: list[str
     ],
 )
 def test_possible_combinations_are_accepted(tmp_path: Path, overrides: list[str]) -> None:
-    load_config(write(tmp_path), overrides, check_files=False)
+    loaded = to_dict(load_config(write(tmp_path), overrides, check_files=False))
+    for override in overrides:
+        name, _, value = override.partition("=")
+        section, key = name.split(".")
+        assert loaded[section][key] == yaml.safe_load(value)
+
+
+def test_aliases_are_refused_before_they_grow(tmp_path: Path) -> None:
+    bomb = "data:\n  frames: [&a [x, x], &b [*a, *a], [*b, *b]]"
+    assert re.search("line 3: not valid YAML: an alias", refused(write(tmp_path, bomb)))
 
 
 def test_stereo_frame_is_refused_without_second_camera(monkeypatch: pytest.MonkeyPatch) -> None:

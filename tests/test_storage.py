@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tiny_models import OBJECTIVES, tiny_batch, tiny_config, tiny_model
 
 from featdepth.errors import InputError
@@ -72,14 +71,6 @@ def test_a_saved_model_needs_no_other_file(tmp_path):
     settings = FeatDepth.from_pretrained(tmp_path / "model").settings
     assert settings.pretrained is False and settings.init is None
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_given_weights_are_saved_in_place_of_the_models_own(tmp_path):
-    model = tiny_model(tiny_config("autoencoder", [0]))
-    state = {key: value + 1 for key, value in model.state_dict().items()}
-    model.save_pretrained(tmp_path / "model", state)
-    loaded = load_file(tmp_path / "model" / "model.safetensors")
-    assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
 def test_a_channels_last_model_is_saved_too(tmp_path):

@@ -26,6 +26,7 @@ from featdepth.data.synthetic_render import Painter
 from featdepth.data.synthetic_scene import Solids
 from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
+from featdepth.files import write_text
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
 RECORD = "street.json"
@@ -236,14 +237,6 @@ def write_splits(out: Path, street: Street) -> None:
 def write_record(out: Path, street: Street, complete: bool) -> None:
     """Note what the folder holds."""
     write_text(out / RECORD, json.dumps({"version": VERSION, **asdict(street), "complete": complete}, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class OneLineParser(argparse.ArgumentParser):

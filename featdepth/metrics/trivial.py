@@ -29,12 +29,9 @@ def median_depth(histogram: Tensor) -> Tensor:
     """Median depth of each cell `[48, 160]` in metres; a cell without any takes that of the block around it."""
     counts = histogram.double()
     result = torch.full(GRID, torch.nan, dtype=torch.float64)
-    for block in (1, 2, 4, 8, 16, None):
-        if block is None:
-            pooled = counts.sum((0, 1), keepdim=True).expand(*GRID, BINS)
-        else:
-            pooled = counts.unflatten(0, (-1, block)).unflatten(2, (-1, block)).sum((1, 3))
-            pooled = pooled.repeat_interleave(block, 0).repeat_interleave(block, 1)
+    for high, wide in ((1, 1), (2, 2), (4, 4), (8, 8), (16, 16), GRID):
+        pooled = counts.unflatten(0, (-1, high)).unflatten(2, (-1, wide)).sum((1, 3))
+        pooled = pooled.repeat_interleave(high, 0).repeat_interleave(wide, 1)
         result = torch.where(result.isnan(), histogram_median(pooled), result)
     return result.float()
 

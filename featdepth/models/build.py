@@ -6,7 +6,7 @@ from torch import Tensor
 
 from featdepth.config import Config
 from featdepth.errors import InputError
-from featdepth.models.encoders import ResNetEncoder, load_imagenet
+from featdepth.models.encoders import ResNetEncoder, ResNetStem, load_imagenet
 from featdepth.models.featdepth import FeatDepth
 from featdepth.models.storage import load_strictly, read_model_directory, read_record
 
@@ -16,7 +16,7 @@ def build_model(config: Config) -> FeatDepth:
     settings = config.model
     model = FeatDepth(settings, config.data.frames, config.data.height, config.data.width)
     if settings.pretrained is not False and settings.init is None:
-        for _, network in model.named_children():
+        for network in model.children():
             if isinstance(network, ResNetEncoder):
                 load_imagenet(network, settings.pretrained)
     if settings.feature_encoder is not None:
@@ -33,12 +33,8 @@ def _load_feature_encoder(model: FeatDepth, source: str) -> None:
     if not any(key.startswith("feature_encoder.") for key in state):
         raise InputError(f"model.feature_encoder: {source} holds no feature encoder; train objective=autoencoder first")
     for name in ("feature_encoder", "feature_decoder"):
-        network = getattr(model, name, None)
-        if network is not None:
-            part = network_state(state, name)
-            if isinstance(network, ResNetEncoder) is False and name == "feature_encoder":
-                part = {key: tensor for key, tensor in part.items() if key in network.state_dict()}
-            load_strictly(network, part, f"{source}: {name}")
+        if hasattr(model, name):
+            _load_network(model, name, state, source)
 
 
 def _initialise(model: FeatDepth, source: str) -> None:
@@ -49,10 +45,15 @@ def _initialise(model: FeatDepth, source: str) -> None:
     if not shared:
         raise InputError(f"model.init: {source} shares no network with objective {model.settings.objective}")
     for name in shared:
-        network, part = getattr(model, name), network_state(state, name)
-        if name == "feature_encoder":
-            part = {key: tensor for key, tensor in part.items() if key in network.state_dict()}
-        load_strictly(network, part, f"{source}: {name}")
+        _load_network(model, name, state, source)
+
+
+def _load_network(model: FeatDepth, name: str, state: dict[str, Tensor], source: str) -> None:
+    """Load one network from the tensors of another model; a stem takes its part of a whole encoder."""
+    network, part = getattr(model, name), network_state(state, name)
+    if type(network) is ResNetStem:
+        part = {key: tensor for key, tensor in part.items() if key in network.state_dict()}
+    load_strictly(network, part, f"{source}: {name}")
 
 
 def _inherit_record(model: FeatDepth, content: dict, source: str) -> None:

@@ -166,11 +166,8 @@ class FeatDepth(nn.Module):
             self.training_record[name] = sorted({*self.training_record.get(name, []), *values})
         self.training_record["versions"] = list(versions)
 
-    def save_pretrained(self, directory: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write `config.json` and `model.safetensors` into `directory`, replacing it as a whole.
-
-        state: the weights, where they are not the model's own (a gathered copy, say).
-        """
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `directory`, replacing it as a whole."""
         # Where the weights came from is in the training record; a saved model needs no other file.
         settings = dataclasses.replace(self.settings, pretrained=False, feature_encoder=None, init=None)
         config = {
@@ -179,7 +176,7 @@ class FeatDepth(nn.Module):
             "model": dataclasses.asdict(settings),
             "training": self.training_record,
         }
-        write_model_directory(directory, config, self.state_dict() if state is None else state)
+        write_model_directory(directory, config, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> FeatDepth:
