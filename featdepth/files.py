@@ -1,10 +1,35 @@
-"""Files that are written whole or not at all."""
+"""Files: read within limits, written whole or not at all, locked against other processes."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from featdepth.errors import InputError
+
+
+def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
+    """The content of a regular file of at most `limit` bytes; `what` it should be is said in errors ("the scan").
+
+    Raises InputError, naming the file, for one that is missing, unreadable, too large, or no plain file: a named pipe
+    or a device would never end.
+    """
+    try:
+        # Without O_NONBLOCK opening a pipe waits for somebody to write to it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise InputError(f"{path}: {what} cannot be read: not a plain file")
+            if state.st_size > limit:
+                raise InputError(f"{path}: {state.st_size} bytes are too many for {what} (at most {limit}); replace it")
+            return file.read(state.st_size)
+    except OSError as error:
+        raise InputError(f"{path}: {what} cannot be read: {error.strerror}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -23,3 +48,15 @@ def write_text(path: str | Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the lock file `path`, made if need be, after waiting for any other process that holds it.
+
+    The lock ends with the process, however that ends, and is not inherited by its children. The file stays: removing
+    it would let two processes hold it.
+    """
+    with open(path, "a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
