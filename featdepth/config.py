@@ -21,7 +21,9 @@ import yaml
 from featdepth.config_checks import COMMAND_LINE, check_config
 from featdepth.config_values import Dumper, convert, describe, parse_yaml, shown
 from featdepth.errors import InputError
-from featdepth.files import write_text
+from featdepth.files import read_bytes, write_text
+
+LARGEST_CONFIG = 1 << 16  # bytes; a configuration has 4 kB, and YAML takes a second for ten times as much
 
 
 @dataclass
@@ -162,14 +164,14 @@ def load_config(
     training needs (an evaluation takes its model from a checkpoint). Raises InputError, one line, for anything wrong.
     """
     source = str(path)
+    if not os.path.exists(path):
+        raise InputError(f"{source}: no such configuration file")
+    if os.path.isdir(path):
+        raise InputError(f"{source}: cannot read the configuration: Is a directory")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{source}: no such configuration file") from None
+        text = read_bytes(path, LARGEST_CONFIG, "the configuration").decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{source}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{source}: cannot read the configuration: {error.strerror}") from error
     values = flatten(parse_yaml(text, source), source)
     overridden = dict(parse_override(override) for override in overrides)
     config = build(values | overridden)
@@ -201,13 +203,14 @@ def flatten(values: Any, source: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, keys in values.items():
         if section not in SECTIONS:
-            raise unknown_key(str(section), source)
+            raise unknown_key(shown(section), source)
         if keys is None:  # a section whose keys are all commented out
             continue
         if not isinstance(keys, Mapping):
             raise InputError(f"{source}: '{section}' is a section of keys, found {shown(keys)}")
         for key, value in keys.items():
-            flat[f"{section}.{key}"] = typed(f"{section}.{key}", value, source)
+            name = f"{section}.{shown(key)}"
+            flat[name] = typed(name, value, source)
     return flat
 
 
@@ -220,7 +223,11 @@ def typed(name: str, value: Any, source: str) -> Any:
     except ValueError as error:
         message = f"{source}: {name} is {shown(value)}, expected {describe(TYPES[name])}{error}"
         raise InputError(message) from None
-    return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
+    if name not in PATHS or not isinstance(value, str):
+        return value
+    if "\0" in value:
+        raise InputError(f"{source}: {name} is {shown(value)}, which no path can be")
+    return os.path.expanduser(value)
 
 
 def build(flat: Mapping[str, Any]) -> Config:
@@ -237,9 +244,11 @@ def parse_override(override: str) -> tuple[str, Any]:
     name, equals, text = override.partition("=")
     name = name.strip()
     if not equals:
-        raise InputError(f"{COMMAND_LINE}: '{override}' is not of the form section.key=value, as in train.batch_size=4")
+        raise InputError(
+            f"{COMMAND_LINE}: '{shown(override)}' is not of the form section.key=value, as in train.batch_size=4"
+        )
     if name not in TYPES:
-        raise unknown_key(name, COMMAND_LINE)
+        raise unknown_key(shown(name), COMMAND_LINE)
     return name, typed(name, parse_yaml(text, f"{COMMAND_LINE}: {name}"), COMMAND_LINE)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featdepth.config_values import shown
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 COMMAND_LINE = "command line"
 STRIDE = 32  # of the deepest feature map
 SMALLEST_SIDE = 2 * STRIDE  # pixels: reflection padding of the deepest feature map needs two of its own
+LARGEST_SIDE = 16384  # pixels; this and the next two keep absurd numbers from demanding all memory
+WIDEST_DECODER = 4096  # channels
+MOST_FRAMES = 64
 HAS_STEREO = {"kitti_raw": True}  # kinds of data, and whether they have a second camera
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 LAYERS = (18, 34, 50, 101)
@@ -124,18 +127,20 @@ def check_ranges(config: Config) -> Problems:
     for name in POSITIVE:
         value = value_of(config, name)
         if value is not None and value <= 0:
-            yield name, f"is {value}, it must be above 0"
+            yield name, f"is {shown(value)}, it must be above 0"
     for name in NOT_NEGATIVE:
         value = value_of(config, name)
         if value is not None and value < 0:
-            yield name, f"is {value}, it must not be negative"
+            yield name, f"is {shown(value)}, it must not be negative"
     for name in PROBABILITIES:
         if not 0 <= value_of(config, name) <= 1:
             yield name, f"is {value_of(config, name)}, a probability lies between 0 and 1"
     if not 0 <= config.model.dropout < 1:
         yield "model.dropout", f"is {config.model.dropout}, it must be at least 0 and below 1"
     if config.train.seed >= 2**32:
-        yield "train.seed", f"is {config.train.seed}, it must be below 2**32"
+        yield "train.seed", f"is {shown(config.train.seed)}, it must be below 2**32"
+    if config.model.decoder_width > WIDEST_DECODER:
+        yield "model.decoder_width", f"is {shown(config.model.decoder_width)}, it must be at most {WIDEST_DECODER}"
 
 
 def check_run(config: Config) -> Problems:
@@ -156,12 +161,14 @@ def check_frames(config: Config) -> Problems:
         if isinstance(frame, str) and frame != "s":
             yield (
                 "data.frames",
-                f"is {written}: '{frame}' is no frame; there are whole numbers and s (the other camera)",
+                f"is {written}: '{shown(frame)}' is no frame; there are whole numbers and s (the other camera)",
             )
     if not frames or frames[0] != 0:
         yield "data.frames", f"is {written}, it must start with the target frame 0"
     if len(set(frames)) < len(frames):
         yield "data.frames", f"is {written}, a frame is given twice"
+    if len(frames) > MOST_FRAMES:
+        yield "data.frames", f"has {len(frames)} frames, it must have at most {MOST_FRAMES}"
     if len(frames) < 2 and config.model.objective != "autoencoder":
         yield "data.frames", f"is {written}, model.objective {config.model.objective} needs a source, as in [0, -1, 1]"
     if "s" in frames and not HAS_STEREO.get(config.data.kind, True):
@@ -181,7 +188,9 @@ def check_sizes(config: Config) -> Problems:
 
 
 def check_side(name: str, side: int, smallest: int) -> Problems:
-    """A side of an image in pixels must be a multiple of the deepest stride."""
+    """A side of an image in pixels must be a multiple of the deepest stride, within limits."""
+    if side > LARGEST_SIDE:
+        yield name, f"has {shown(side)} pixels, it must be at most {LARGEST_SIDE}"
     below = max(side // STRIDE * STRIDE, smallest)
     above = max(below + STRIDE, smallest)
     if side < smallest:
@@ -218,26 +227,26 @@ def check_data_files(config: Config) -> Problems:
     data = config.data
     if not data.root:
         yield "data.root", "is not set: the folder of the data set, as in data.root=/data/kitti_raw"
-    elif not Path(data.root).is_dir():
-        yield "data.root", f"is {data.root}: no such folder; set it to the folder of the data set"
-    if data.split != "eigen" and not Path(data.split).is_dir():
+    elif not os.path.isdir(data.root):
+        yield "data.root", f"is {shown(data.root)}: no such folder; set it to the folder of the data set"
+    if data.split != "eigen" and not os.path.isdir(data.split):
         yield "data.split", f"is {shown(data.split)}, neither eigen nor a folder with list files"
     for key in ("train_files", "val_files", "test_files"):
         path = getattr(data, key)
-        if path is not None and not Path(path).is_file():
+        if path is not None and not os.path.isfile(path):
             yield f"data.{key}", f"is {shown(path)}: no such file"
 
 
 def check_model_files(config: Config) -> Problems:
     model = config.model
-    if model.feature_encoder is not None and not Path(model.feature_encoder).is_dir():
+    if model.feature_encoder is not None and not os.path.isdir(model.feature_encoder):
         yield (
             "model.feature_encoder",
             f"is {shown(model.feature_encoder)}: no such folder; train stage 1 first (model.objective autoencoder)",
         )
-    if model.init is not None and not Path(model.init).is_dir():
+    if model.init is not None and not os.path.isdir(model.init):
         yield "model.init", f"is {shown(model.init)}: no such folder; expected a model directory"
-    if isinstance(model.pretrained, str) and not Path(model.pretrained).exists():
+    if isinstance(model.pretrained, str) and not os.path.exists(model.pretrained):
         yield (
             "model.pretrained",
             f"is {shown(model.pretrained)}: no such file or folder; expected true, false or torchvision's weights",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import types
+from itertools import islice
 from typing import Any, ClassVar, Union, get_args, get_origin
 
 import yaml
@@ -23,7 +24,8 @@ class Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-4 is a number, `no` and 2011_09_26 are text, and a key may appear only once.
 
     PyYAML follows YAML 1.1, where these are text, false and the number 20110926. Like `yaml.safe_load` it makes plain
-    values only. Aliases are refused: a configuration needs none, and a few lines of them stand for gigabytes.
+    values only. Aliases are refused: a configuration needs none, and a few lines of them stand for gigabytes. So are
+    tags: `!!int 0x...` makes numbers beyond all limits, and PyYAML stumbles over others, such as `!!timestamp x`.
     """
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
@@ -33,13 +35,19 @@ class Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(
                 problem="an alias; write the value out", problem_mark=self.peek_event().start_mark
             )
+        event = self.peek_event()
+        if event.tag is not None:
+            raise yaml.MarkedYAMLError(
+                problem=f"could not determine a constructor for the tag {shown(event.tag)}; write the plain value",
+                problem_mark=event.start_mark,
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"'{shown(key.value)}' is given twice", problem_mark=key.start_mark)
             seen.update([key.value] if isinstance(key, yaml.ScalarNode) else [])
         return super().construct_mapping(node, deep)
 
@@ -70,7 +78,9 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}: {line}not valid YAML: {error.problem or error.context}") from None
     except yaml.reader.ReaderError as error:
         raise InputError(f"{source}: not valid YAML: {error.reason} (character {error.character})") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InputError(f"{source}: not valid YAML: nested too deeply") from None
+    except ValueError as error:
         raise InputError(f"{source}: not valid YAML: {error}") from None
 
 
@@ -129,6 +139,19 @@ def shown(value: Any) -> str:
     if isinstance(value, str) and value and value.isprintable():
         text = value
     else:
-        text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n")
+        text = yaml.safe_dump(outline(value), default_flow_style=True, width=math.inf).removesuffix("...\n")
     text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def outline(value: Any, depth: int = 3) -> Any:
+    """As much of a value as a line can show: writing all of a large or deeply nested one takes very long."""
+    if isinstance(value, str):
+        return value[:60]
+    if isinstance(value, (list, dict)) and depth == 0:
+        return "..."
+    if isinstance(value, list):
+        return [outline(item, depth - 1) for item in value[:30]]
+    if isinstance(value, dict):
+        return {outline(key, depth - 1): outline(item, depth - 1) for key, item in islice(value.items(), 30)}
+    return value

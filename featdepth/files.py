@@ -9,12 +9,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from featdepth.errors import InputError
 
+# Bytes of a safetensors header; a model's has 100 kB. The format allows 100 MB, which take seconds and gigabytes.
+LARGEST_HEADER = 1 << 20
 
-def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
-    """The content of a regular file of at most `limit` bytes; `what` it should be is said in errors ("the scan").
+
+@contextmanager
+def open_plain(path: str | Path, limit: int, what: str) -> Iterator[BinaryIO]:
+    """A regular file of at most `limit` bytes, open for reading; `what` it should be is said in errors ("the scan").
 
     Raises InputError, naming the file, for one that is missing, unreadable, too large, or no plain file: a named pipe
     or a device would never end.
@@ -27,9 +32,24 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
                 raise InputError(f"{path}: {what} cannot be read: not a plain file")
             if state.st_size > limit:
                 raise InputError(f"{path}: {state.st_size} bytes are too many for {what} (at most {limit}); replace it")
-            return file.read(state.st_size)
+            yield file
     except OSError as error:
         raise InputError(f"{path}: {what} cannot be read: {error.strerror}") from error
+
+
+def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises InputError as `open_plain` does."""
+    with open_plain(path, limit, what) as file:
+        return file.read(limit)
+
+
+def read_safetensors(path: str | Path, limit: int, what: str) -> bytes:
+    """The content of a safetensors file, not parsed yet. Raises InputError as `read_bytes`, and for a huge header."""
+    data = read_bytes(path, limit, what)
+    header = int.from_bytes(data[:8], "little")
+    if header > LARGEST_HEADER:
+        raise InputError(f"{path}: {what} cannot be read: a header of {header} bytes is not possible; copy it again")
+    return data
 
 
 def write_text(path: str | Path, text: str) -> None:

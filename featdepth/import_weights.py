@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from featdepth.config import Model
-from featdepth.config_checks import SMALLEST_SIDE
+from featdepth.config import Config, Data, Model
+from featdepth.config_checks import SMALLEST_SIDE, check_config, check_side
+from featdepth.config_values import shown
 from featdepth.errors import InputError, run_program
-from featdepth.models.encoders import read_torch_file
+from featdepth.models.encoders import is_state, read_torch_file
 from featdepth.models.featdepth import FeatDepth
-from featdepth.models.storage import load_strictly
 
 # Published prefix -> ours; their levels count from 1, ours from 0.
 RENAMES = (
@@ -23,14 +23,14 @@ RENAMES = (
     (r"PoseEncoder\.encoder\.", "pose_encoder."),
     (r"(?:extractor|Encoder)\.encoder\.", "feature_encoder."),
     (r"PoseDecoder\.", "pose_decoder."),
-    (r"DepthDecoder\.reduce(\d)\.conv\.", "depth_decoder.levels.{0}.reduce."),
-    (r"DepthDecoder\.iconv(\d)\.conv\.", "depth_decoder.levels.{0}.join."),
-    (r"DepthDecoder\.crp(\d)\.0\.(\d)_pointwise\.conv\.", "depth_decoder.levels.{0}.pooling.pointwise.{1}."),
-    (r"DepthDecoder\.merge(\d)\.conv\.", "depth_decoder.levels.{0}.merge."),
-    (r"DepthDecoder\.disp(\d)\.0\.conv\.", "depth_decoder.levels.{0}.disparity."),
-    (r"Decoder\.upconv(\d)\.conv\.conv\.", "feature_decoder.enter.{0}."),
-    (r"Decoder\.iconv(\d)\.conv\.conv\.", "feature_decoder.refine.{0}."),
-    (r"Decoder\.disp(\d)\.conv\.", "feature_decoder.image.{0}."),
+    (r"DepthDecoder\.reduce([0-9])\.conv\.", "depth_decoder.levels.{0}.reduce."),
+    (r"DepthDecoder\.iconv([0-9])\.conv\.", "depth_decoder.levels.{0}.join."),
+    (r"DepthDecoder\.crp([0-9])\.0\.([0-9])_pointwise\.conv\.", "depth_decoder.levels.{0}.pooling.pointwise.{1}."),
+    (r"DepthDecoder\.merge([0-9])\.conv\.", "depth_decoder.levels.{0}.merge."),
+    (r"DepthDecoder\.disp([0-9])\.0\.conv\.", "depth_decoder.levels.{0}.disparity."),
+    (r"Decoder\.upconv([0-9])\.conv\.conv\.", "feature_decoder.enter.{0}."),
+    (r"Decoder\.iconv([0-9])\.conv\.conv\.", "feature_decoder.refine.{0}."),
+    (r"Decoder\.disp([0-9])\.conv\.", "feature_decoder.image.{0}."),
 )
 RESNET_BLOCKS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101}  # (blocks in layer3, bottleneck)
 
@@ -57,9 +57,9 @@ def convert(state: Mapping[str, Tensor], height: int, width: int, metres_per_uni
     frames: list[int | str] = [0] if settings.objective == "autoencoder" else [0, -1, 1]
     if settings.objective != "autoencoder" and metres_per_unit is not None:
         frames.append("s")
-    model = FeatDepth(settings, frames, height, width)
-    load_strictly(model, renamed, "checkpoint")
-    return model.eval()
+    config = Config(data=Data(frames=frames, height=height, width=width), model=settings)
+    check_config(config, "checkpoint", check_files=False, training=False)
+    return FeatDepth.from_state(config, renamed, "checkpoint")
 
 
 def rename(key: str) -> str | None:
@@ -70,7 +70,7 @@ def rename(key: str) -> str | None:
     for pattern, replacement in RENAMES:
         if found := re.match(pattern, key):
             return replacement.format(*(int(level) - 1 for level in found.groups())) + key[found.end() :]
-    raise InputError(f"checkpoint: no network of FeatDepth has a tensor named {key}")
+    raise InputError(f"checkpoint: no network of FeatDepth has a tensor named {shown(key)}")
 
 
 def recognise(state: Mapping[str, Tensor], metres_per_unit: float | None) -> Model:
@@ -114,16 +114,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists():
         raise InputError(f"{arguments.out}: exists already; remove it or choose another name")
-    if arguments.height % 32 or arguments.width % 32 or min(arguments.height, arguments.width) < SMALLEST_SIDE:
-        raise InputError(
-            f"--height {arguments.height} --width {arguments.width}: both have to be multiples of 32, "
-            f"and at least {SMALLEST_SIDE}"
-        )
+    for option, side in (("--height", arguments.height), ("--width", arguments.width)):
+        for _, problem in check_side(option, side, SMALLEST_SIDE):
+            raise InputError(f"{option} {problem}")
+    if not 0 <= arguments.metres_per_unit < math.inf:
+        raise InputError(f"--metres-per-unit {arguments.metres_per_unit}: has to be a number from 0 on")
     content = read_torch_file(arguments.checkpoint, "checkpoint")
     state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
+    if not is_state(state):
         raise InputError(f"checkpoint: {arguments.checkpoint} holds no state_dict of tensors")
     model = convert(state, arguments.height, arguments.width, arguments.metres_per_unit or None)
     model.training_record = {"imported_from": arguments.checkpoint.name}

@@ -5,16 +5,19 @@ The files count pixels from 1; everything that leaves this module counts from 0,
 
 from __future__ import annotations
 
-import math
+import re
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from featdepth.errors import InputError
+from featdepth.files import read_bytes
 
 CAMERAS = {"l": "02", "r": "03"}  # the colour cameras
 LARGEST_FILE = 1 << 20  # bytes; a calibration file has 4 KB
+LARGEST_NUMBER = 1e6  # pixels, metres and their products are far below
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 
 
 class Calibration:
@@ -30,16 +33,21 @@ class Calibration:
         """Height and width (pixels) of the camera's rectified images."""
         name = f"S_rect_{CAMERAS[side]}"
         width, height = parse_row(self.camera_path, self.camera_rows, name, 2)
-        if width < 1 or height < 1 or width * height > 1e8:
+        if width < 1 or height < 1 or width * height > 1e8 or width % 1 or height % 1:
             raise InputError(f"{self.camera_path}: {name} is no image size: {width:g} x {height:g}")
         return int(height), int(width)
 
     def projection(self, side: str) -> np.ndarray:
-        """The camera's 3x4 projection P_rect as the file has it: pixels from 1, metres, from rectified camera 0."""
+        """The camera's 3x4 projection P_rect as the file has it: pixels from 1, metres, from rectified camera 0.
+
+        Raises InputError where its K is not that of a pinhole camera: it could not be inverted.
+        """
         name = f"P_rect_{CAMERAS[side]}"
         projection = parse_row(self.camera_path, self.camera_rows, name, 12).reshape(3, 4)
-        if projection[0, 0] <= 0 or projection[1, 1] <= 0:
-            raise InputError(f"{self.camera_path}: {name} has a focal length that is not positive")
+        if projection[0, 0] < 1 or projection[1, 1] < 1:
+            raise InputError(f"{self.camera_path}: {name} has a focal length that is not positive, or below a pixel")
+        if projection[1, 0] or (projection[2, :3] != (0, 0, 1)).any():
+            raise InputError(f"{self.camera_path}: {name} is no pinhole camera [fx s cx; 0 fy cy; 0 0 1]")
         return projection
 
     def intrinsics(self, side: str) -> np.ndarray:
@@ -68,8 +76,8 @@ class Calibration:
     def projection_of_scan(self, side: str) -> np.ndarray:
         """3x4 matrix P_rect · R_rect_00 · velo_to_cam: scanner coordinates (metres) to homogeneous pixels from 1."""
         rectification, camera_from_scanner = np.eye(4), np.eye(4)
-        rectification[:3, :3] = parse_row(self.camera_path, self.camera_rows, "R_rect_00", 9).reshape(3, 3)
-        camera_from_scanner[:3, :3] = parse_row(self.scanner_path, self.scanner_rows, "R", 9).reshape(3, 3)
+        rectification[:3, :3] = parse_rotation(self.camera_path, self.camera_rows, "R_rect_00")
+        camera_from_scanner[:3, :3] = parse_rotation(self.scanner_path, self.scanner_rows, "R")
         camera_from_scanner[:3, 3] = parse_row(self.scanner_path, self.scanner_rows, "T", 3)
         return self.projection(side) @ rectification @ camera_from_scanner
 
@@ -81,28 +89,32 @@ class Calibration:
 def read_rows(path: Path) -> dict[str, str]:
     """The rows `name: values` of a calibration file; InputError where it is missing or unreasonably large."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError(
-                f"{path}: {path.stat().st_size} bytes are too many for a calibration file; download it again"
-            )
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
+        text = read_bytes(path, LARGEST_FILE, "the calibration").decode("utf-8", errors="replace")
+    except InputError as error:
         raise InputError(
-            f"{path}: the calibration cannot be read: {error.strerror}; "
-            "download the calibration of this day from KITTI's raw data page and put its files there"
+            f"{error}; download the calibration of this day from KITTI's raw data page and put its files there"
         ) from error
     pairs = (line.partition(":") for line in text.splitlines())
     return {name.strip(): values for name, colon, values in pairs if colon}
 
 
 def parse_row(path: Path, rows: dict[str, str], name: str, count: int) -> np.ndarray:
-    """Row `name` as `count` finite numbers; InputError that names file and row for anything else."""
+    """Row `name` as `count` numbers of a possible size; InputError that names file and row for anything else."""
     if name not in rows:
         raise InputError(f"{path}: row {name} is missing; download the calibration of this day again")
-    try:
-        values = [float(word) for word in rows[name].split()]
-    except ValueError:
-        values = []
-    if len(values) != count or not all(map(math.isfinite, values)):
+    words = rows[name].split()
+    # `float` alone would take nan, 1_0 and digits of other scripts.
+    if len(words) != count or not all(map(NUMBER.fullmatch, words)):
         raise InputError(f"{path}: row {name} should have {count} numbers; download the calibration of this day again")
-    return np.array(values)
+    values = np.array([float(word) for word in words])
+    if (abs(values) > LARGEST_NUMBER).any():
+        raise InputError(f"{path}: row {name} has a number beyond {LARGEST_NUMBER:g}; download the calibration again")
+    return values
+
+
+def parse_rotation(path: Path, rows: dict[str, str], name: str) -> np.ndarray:
+    """Row `name` as a rotation 3x3; InputError where it is none."""
+    rotation = parse_row(path, rows, name, 9).reshape(3, 3)
+    if not np.allclose(rotation @ rotation.T, np.eye(3), rtol=0, atol=0.01) or np.linalg.det(rotation) < 0:
+        raise InputError(f"{path}: row {name} is no rotation; download the calibration of this day again")
+    return rotation

@@ -10,18 +10,21 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from featdepth.data.calibration import Calibration
 from featdepth.errors import InputError
+from featdepth.files import locked, read_bytes, read_safetensors
 
 POINT_BYTES = 16  # x, y, z, reflectance: float32
 LARGEST_SCAN = 64 << 20  # bytes; KITTI's scans have 2 MB
-VERSION = 1  # of what `lidar_depth` computes: raise it when that changes, and caches are made anew
+LARGEST_MAP = 2 * LARGEST_SCAN  # bytes of a cache file; a point has 8 of them
+VERSION = 2  # of what `lidar_depth` computes and how it is kept: raise it when that changes, and caches are made anew
 
 
 def read_scan(path: str | Path) -> np.ndarray:
@@ -29,13 +32,7 @@ def read_scan(path: str | Path) -> np.ndarray:
 
     Raises InputError for a file that is missing, cut in mid-point or unreasonably large.
     """
-    try:
-        size = os.stat(path).st_size
-        if size > LARGEST_SCAN:
-            raise InputError(f"{path}: {size} bytes are too many for a scan; download it again")
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: the scan cannot be read: {error.strerror}") from error
+    data = read_bytes(path, LARGEST_SCAN, "the scan")
     if len(data) % POINT_BYTES:
         raise InputError(
             f"{path}: {len(data)} bytes are no whole number of {POINT_BYTES}-byte points, "
@@ -55,8 +52,9 @@ def lidar_depth(
     points = read_scan(scan_path)
     points = points[points[:, 0] >= 0]
     projection = calibration.projection_of_scan(side)
-    homogeneous = points[:, :3].astype(np.float64) @ projection[:, :3].T + projection[:, 3]
+    # Points may be anything; what is not finite is outside of the image.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        homogeneous = points[:, :3].astype(np.float64) @ projection[:, :3].T + projection[:, 3]
         column, row = np.round(homogeneous[:, :2] / homogeneous[:, 2:]).T - 1
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     index = row[inside].astype(np.int64) * width + column[inside].astype(np.int64)
@@ -95,17 +93,30 @@ def cached_lidar_depth(
     """`lidar_depth` at the camera's own size, kept in `cache_folder` (None: computed each time).
 
     A cache file's name is a digest of everything the map depends on (the scan's path, size and time of change, the
-    calibration), so a changed scan has another file; a damaged one is made anew. Processes may share the folder.
+    calibration), so a changed scan has another file; a damaged one is made anew. Processes may share the folder: one
+    of them makes a map and the others wait for it. Raises InputError where the cache cannot be written to.
     """
     if cache_folder is None:
         return lidar_depth(scan_path, calibration, side)
     size = calibration.size(side)
     path = cache_path(cache_folder, scan_path, calibration.projection_of_scan(side), size)
     depth = read_sparse(path, size)
-    if depth is None:
-        depth = lidar_depth(scan_path, calibration, side)
-        write_sparse(path, depth)
-    return depth
+    if depth is not None:
+        return depth
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One lock for the 256th part of all maps: hardly ever in the way, and far fewer files than one for each.
+        with locked(path.parent / "lock"):
+            depth = read_sparse(path, size)  # another process may have made it meanwhile
+            if depth is None:
+                depth = lidar_depth(scan_path, calibration, side)
+                write_sparse(path, depth)
+            return depth
+    except OSError as error:
+        raise InputError(
+            f"{path}: the ground-truth cache cannot be written: {error.strerror}; "
+            "free some space or set data.ground_truth_cache to another folder"
+        ) from error
 
 
 def cache_path(folder: Path, scan_path: str | Path, projection: np.ndarray, size: tuple[int, int]) -> Path:
@@ -116,37 +127,49 @@ def cache_path(folder: Path, scan_path: str | Path, projection: np.ndarray, size
         raise InputError(f"{scan_path}: the scan cannot be read: {error.strerror}") from error
     key = (VERSION, os.path.abspath(scan_path), state.st_size, state.st_mtime_ns, size, projection.tolist())
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-    return folder / digest[:2] / f"{digest}.npz"
+    return folder / digest[:2] / f"{digest}.safetensors"
 
 
 def read_sparse(path: Path, size: tuple[int, int]) -> np.ndarray | None:
-    """The depth map float32 `[h, w]` in a cache file, or None where the file is absent or damaged."""
+    """The depth map float32 `[h, w]` in a cache file, or None where the file is absent, damaged or of another make."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            shape, index, values = archive["shape"], archive["index"], archive["depth"]
-        depth = np.zeros(size[0] * size[1], dtype=np.float32)
-        if tuple(shape) != tuple(size) or index.min(initial=0) < 0:
-            return None
-        depth[index] = values
-    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile, zlib.error):
-        return None  # absent, cut short or of another make: it is computed again, which repairs it
+        found = load(read_safetensors(path, LARGEST_MAP, "the depth map"))
+    except (InputError, SafetensorError):
+        return None  # it is computed again, which repairs it
+    kinds = {name: (values.dtype, values.shape) for name, values in found.items()}
+    count = found["index"].size if "index" in found else 0
+    if kinds != {"index": (np.int32, (count,)), "depth": (np.float32, (count,)), "check": (np.uint32, (1,))}:
+        return None
+    index, values = found["index"], found["depth"]
+    if found["check"][0] != checksum(index, values) or index.min(initial=0) < 0:
+        return None
+    depth = np.zeros(size[0] * size[1], dtype=np.float32)
+    if index.max(initial=0) >= depth.size or not (np.isfinite(values) & (values > 0)).all():
+        return None
+    depth[index] = values
     return depth.reshape(size)
 
 
 def write_sparse(path: Path, depth: np.ndarray) -> None:
-    """Keep a depth map `[h, w]` as shape, flat index and depth, written atomically; InputError where that fails."""
-    index = np.flatnonzero(depth)
-    name = None
+    """Keep a depth map `[h, w]` as flat index, depth and their checksum, whole or not at all; raises OSError.
+
+    The caller holds the lock: the temporary file has the same name each time, so that one that a killed process has
+    left is replaced.
+    """
+    index = np.flatnonzero(depth).astype(np.int32)
+    values = depth.ravel()[index]
+    content = save({"index": index, "depth": values, "check": np.array([checksum(index, values)], dtype=np.uint32)})
+    temporary = path.with_suffix(".writing")
+    temporary.unlink(missing_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            name = file.name
-            np.savez_compressed(file, shape=depth.shape, index=index.astype(np.int32), depth=depth.ravel()[index])
-        os.replace(name, path)
-    except OSError as error:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: the ground-truth cache cannot be written: {error.strerror}; "
-            "free some space or set data.ground_truth_cache to another folder"
-        ) from error
+        with temporary.open("xb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def checksum(index: np.ndarray, values: np.ndarray) -> int:
+    """Of a sparse map; safetensors files have none."""
+    return zlib.crc32(values.tobytes(), zlib.crc32(index.tobytes()))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from featdepth.errors import InputError
+from featdepth.files import read_bytes
 
+LARGEST_FILE = 256 << 20  # bytes
 LARGEST_IMAGE = 100_000_000  # pixels; a header that claims more is refused before anything is allocated
 # What Pillow raises for files that are damaged in one way or another.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -24,12 +30,8 @@ def load_image(path: str | Path, size: tuple[int, int], expected_size: tuple[int
     expected_size: height and width that the file must have. Raises InputError, naming the file, for one that cannot be
     read, claims more than 100 million pixels or has another size.
     """
-    try:
-        with Image.open(path) as image:
-            check_size(path, (image.height, image.width), expected_size)
-            pixels = image.convert("RGB")
-    except DAMAGED as error:
-        raise unreadable(path, error) from error
+    with decoded(path, ("PNG", "JPEG"), expected_size) as image:
+        pixels = image.convert("RGB")
     # A triangle filter as wide as the reduction: free of aliasing, no overshoot, half the time of Lanczos.
     pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
@@ -37,12 +39,25 @@ def load_image(path: str | Path, size: tuple[int, int], expected_size: tuple[int
 
 def load_depth_image(path: str | Path, expected_size: tuple[int, int]) -> np.ndarray:
     """KITTI's 16-bit depth image (1/256 m, 0 = none) as float32 metres `[h, w]`; InputError as for `load_image`."""
+    with decoded(path, ("PNG",), expected_size) as image:
+        if not image.mode.startswith("I"):
+            raise InputError(f"{path}: not a 16-bit depth image (mode {image.mode}); download it again")
+        return np.array(image, dtype=np.float32) / 256
+
+
+@contextmanager
+def decoded(path: str | Path, formats: tuple[str, ...], expected_size: tuple[int, int] | None) -> Iterator[Image.Image]:
+    """The image at `path`, checked for its size and about to be decoded; InputError as for `load_image`.
+
+    formats: of Pillow's, the only ones that are tried, whatever the file is called.
+    """
+    content = io.BytesIO(read_bytes(path, LARGEST_FILE, "the image"))
     try:
-        with Image.open(path) as image:
-            check_size(path, (image.height, image.width), expected_size)
-            if not image.mode.startswith("I"):
-                raise InputError(f"{path}: not a 16-bit depth image (mode {image.mode}); download it again")
-            return np.array(image, dtype=np.float32) / 256
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd in a file is refused below, or harmless
+            with Image.open(content, formats=formats) as image:
+                check_size(path, (image.height, image.width), expected_size)
+                yield image
     except DAMAGED as error:
         raise unreadable(path, error) from error
 
@@ -61,5 +76,5 @@ def check_size(path: str | Path, found: tuple[int, int], expected: tuple[int, in
 
 def unreadable(path: str | Path, error: BaseException) -> InputError:
     """The error that tells of a damaged image file in one line."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()).replace(str(path), "the file")
+    reason = "no PNG or JPEG image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
     return InputError(f"{path}: the image cannot be read: {reason}; replace it, or set data.skip_bad_frames=true")

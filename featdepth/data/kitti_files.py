@@ -20,7 +20,7 @@ class KittiFiles:
 
     def __init__(self, root: str | Path) -> None:
         """Raises InputError where `root` is no folder."""
-        if not str(root) or not Path(root).is_dir():
+        if not str(root) or not os.path.isdir(root):
             raise InputError(
                 f"data.root: {str(root)!r} is no folder; set it to the one that holds the days of KITTI raw"
             )
@@ -68,7 +68,10 @@ class KittiFiles:
         """The files in `folder` whose names match `pattern`, by the frame number that is its first group, in order."""
         if folder not in self.listings:
             path = self.root / folder
-            names = sorted(os.listdir(path)) if path.is_dir() else []
+            try:
+                names = sorted(os.listdir(path)) if path.is_dir() else []
+            except OSError as error:
+                raise InputError(f"{path}: the folder cannot be read: {error.strerror}") from error
             matches = (pattern.fullmatch(name) for name in names)
             self.listings[folder] = {int(match[1]): str(path / match[0]) for match in matches if match}
         return self.listings[folder]

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from featdepth.errors import InputError
+from featdepth.files import read_bytes
 
 if TYPE_CHECKING:
     from featdepth.config import Config
 
 LIST_FILES = {"train": "train_files", "validation": "val_files", "test": "test_files"}
-DRIVE = re.compile(r"([0-9]{4}_[0-9]{2}_[0-9]{2})/\1_drive_[0-9]{4,}_sync")
+LARGEST_LIST = 256 << 20  # bytes; all of KITTI raw has 5 MB
+DRIVE = re.compile(r"([0-9]{4}_[0-9]{2}_[0-9]{2})/\1_drive_[0-9]{4,10}_sync")
 FRAME = re.compile(r"[0-9]{1,10}")
 EIGEN = "eigen"
 
@@ -57,10 +59,7 @@ def read_list(path: str | Path) -> list[tuple[int, Sample]]:
 
     Raises InputError, naming file and line, for a line that is no sample and for a list without any.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise InputError(f"{path}: the list of samples cannot be read: {error.strerror}") from error
+    text = read_bytes(path, LARGEST_LIST, "the list of samples").decode("utf-8-sig", errors="replace")
     samples = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():

@@ -20,16 +20,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from featdepth.config_values import shown
 from featdepth.data.synthetic_kitti import DATES, INTERVAL, OXTS_FIELDS, Rig, oxts_line, timestamps
 from featdepth.data.synthetic_rays import camera_rays, cast, scanner_rays
 from featdepth.data.synthetic_render import Painter
 from featdepth.data.synthetic_scene import Solids
 from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
-from featdepth.files import write_text
+from featdepth.files import read_bytes, write_text
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
 RECORD = "street.json"
+LARGEST_RECORD = 1 << 16  # bytes
 BEAMS = np.radians(np.linspace(2.0, -24.9, 64))
 AHEAD = np.arange(-47.0, 47.01, 0.5)  # azimuths, degrees; a little more than the cameras see
 BACK = np.arange(130.0, 180.0, 6.0)
@@ -186,12 +188,12 @@ def claim(out: Path, street: Street) -> bool:
         write_record(out, street, complete=False)
         return False
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = json.loads(read_bytes(record, LARGEST_RECORD, "the record of the street"))
         complete = bool(found.pop("complete"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{record}: cannot be understood; remove {out} or choose another folder") from error
     if found != {"version": VERSION, **asdict(street)}:
-        described = " ".join(f"{name}={value}" for name, value in found.items())
+        described = shown(found)
         raise InputError(f"{out}: holds another street ({described}); remove it or choose another folder")
     return complete
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featdepth import geometry
-from featdepth.config import Model, from_dict
+from featdepth.config import Config, Model, from_dict
 from featdepth.config_checks import check_config
+from featdepth.config_values import shown
 from featdepth.errors import InputError
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
@@ -188,19 +189,25 @@ class FeatDepth(nn.Module):
         where = f"{source}/{CONFIG_FILE}"
         if content.get("format") != MODEL_FORMAT:
             raise InputError(
-                f"{where}: model format {content.get('format')!r}, this version reads format {MODEL_FORMAT}"
+                f"{where}: model format {shown(content.get('format'))}, this version reads format {MODEL_FORMAT}"
             )
         for section in ("data", "model"):
             if not isinstance(content.get(section), dict):
                 raise InputError(f"{where}: has no section {section}; copy the file again")
         config = from_dict({section: content[section] for section in ("data", "model")}, where)
         check_config(config, where, check_files=False, training=False)
-        # Without memory first, so that a configuration of absurd sizes allocates nothing.
+        model = cls.from_state(config, state, str(source))
+        model.training_record = read_record(content, source)
+        return model
+
+    @classmethod
+    def from_state(cls, config: Config, state: Mapping[str, Tensor], source: str) -> FeatDepth:
+        """The model of `config` with the weights `state`, in evaluation mode; InputError where they do not fit."""
+        # Without memory first, so that sizes which the weights do not have allocate nothing.
         with torch.device("meta"):
             model = cls(config.model, config.data.frames, config.data.height, config.data.width)
-        check_fit(model, state, str(source))
+        check_fit(model, state, source)
         model.to_empty(device="cpu").load_state_dict(state)
-        model.training_record = read_record(content, source)
         return model.eval()
 
 

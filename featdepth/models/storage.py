@@ -9,14 +9,18 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from featdepth.config_values import shown
 from featdepth.errors import InputError
+from featdepth.files import read_bytes, read_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-MAX_CONFIG_BYTES = 16 * 2**20
+LARGEST_CONFIG = 16 << 20  # bytes; the training record may list many drives
+LARGEST_WEIGHTS = 4 << 30  # bytes; the largest model has 600 MB
 
 
 def write_model_directory(directory: str | Path, config: dict, state: Mapping[str, Tensor]) -> None:
@@ -58,24 +62,24 @@ def read_model_directory(source: str | Path) -> tuple[dict, dict[str, Tensor]]:
     if not directory.is_dir():
         directory = _from_hub(str(source))
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (directory / name).is_file():
+        if not os.path.exists(directory / name):
             raise InputError(
                 f"{directory}: not a model directory, {name} is missing; "
                 "give one such as runs/<name>/model (published .pth files: python -m featdepth.import_weights)"
             )
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
-    if config_path.stat().st_size > MAX_CONFIG_BYTES:
-        raise InputError(f"{config_path}: larger than any configuration of a model")
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(read_bytes(config_path, LARGEST_CONFIG, "the model's configuration"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{config_path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise InputError(f"{config_path}: not a JSON object")
     try:
-        return config, load_file(weights_path)
+        return config, load(read_safetensors(weights_path, LARGEST_WEIGHTS, "the weights"))
     except SafetensorError as error:
-        raise InputError(f"{weights_path}: damaged or no safetensors file ({error}); copy it again") from error
+        raise InputError(
+            f"{weights_path}: damaged or no safetensors file ({shown(str(error))}); copy it again"
+        ) from error
 
 
 def read_record(config: dict, source: str | Path) -> dict:
@@ -107,14 +111,20 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
 
 
 def check_fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """InputError names the first tensor of `state` that `module` misses, has no place for, or has in another shape."""
+    """InputError names the first tensor of `state` that `module` misses, has no place for, or has in another form."""
     own = module.state_dict()
     problems = [f"{key} is missing" for key in own if key not in state]
-    problems += [f"{key} has no place in this architecture" for key in state if key not in own]
+    problems += [f"{shown(key)} has no place in this architecture" for key in state if key not in own]
+    both = [(key, state[key], own[key]) for key in own if key in state]
     problems += [
-        f"{key} is {list(state[key].shape)}, this architecture needs {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {shown(list(found.shape))}, this architecture needs {list(needed.shape)}"
+        for key, found, needed in both
+        if found.shape != needed.shape
+    ]
+    problems += [
+        f"{key} has numbers of type {found.dtype}, this architecture needs {needed.dtype}"
+        for key, found, needed in both
+        if not torch.can_cast(found.dtype, needed.dtype)
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
