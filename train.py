@@ -18,13 +18,16 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
+from featdepth.badsteps import BadSteps, propagate
 from featdepth.checkpoint import Progress, resume, save_checkpoint
+from featdepth.circumstances import circumstances
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
-from featdepth.run import check_directory, device_name, make_accelerator, make_directory, versions
+from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
+from featdepth.run import RunDirectory, device_name, make_accelerator, versions
 from featdepth.schedule import learning_rate
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
@@ -35,7 +38,8 @@ def main() -> None:
     arguments = parse_arguments(None, __doc__, add_options)
     config = load_config(arguments.config, arguments.overrides)
     accelerator = make_accelerator(config, arguments.cpu)
-    directory = check_directory(config, arguments.resume)
+    run = RunDirectory(accelerator, config, arguments.resume or arguments.resume_anyway)
+    directory = run.path
 
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data = build_dataset(config, "train")
@@ -66,24 +70,31 @@ def main() -> None:
 
     # Where the run stands. Dropout differs between processes from here on; all else is drawn per sample.
     set_seed(config.train.seed, device_specific=True)
-    progress = Progress()
-    accelerator.register_for_checkpointing(progress)
-    checkpoints = directory / "checkpoints"
-    resumed = resume(accelerator, checkpoints, progress, config) if arguments.resume else None
+    progress, checkpoints, resumed = Progress(), directory / "checkpoints", None
+    conditions = circumstances(accelerator, config, train_data.samples, validation_data.samples)
+    if run.resume:
+        resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
+
+    steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
+    steps_done = math.ceil(progress.batch / config.train.accumulate)  # of the epoch in progress
+    total_steps = progress.step + (config.train.epochs - progress.epoch) * steps_per_epoch - steps_done
+    if config.train.max_steps is not None:
+        total_steps = min(total_steps, config.train.max_steps)
 
     # From here on there is a run: nothing is written before all of the above is known to work.
-    make_directory(accelerator, directory, config)
+    run.make()
     metrics = MetricsFile(directory / "metrics.jsonl", enabled=accelerator.is_main_process)
-    metrics.forget_after(progress.step)
+    validation_due = progress.step >= total_steps or progress.batch >= len(train_loader)
+    together(accelerator, lambda: metrics.forget_after(progress.step, validated=not validation_due))
     if config.run.trackers:
         accelerator.init_trackers("featdepth", config=flat_config(config))
     interval = IntervalLog(accelerator)
     interval.restore(progress.interval)
+    bad_steps = BadSteps(
+        accelerator.unwrap_model(model), optimizer.optimizer, config.train.max_bad_steps, progress.bad_in_a_row
+    )
+    requests = Requests(accelerator, timedelta(seconds=config.train.timeout))
 
-    steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
-    total_steps = steps_per_epoch * config.train.epochs
-    if config.train.max_steps is not None:
-        total_steps = min(total_steps, config.train.max_steps)
     batch_size = config.train.batch_size * accelerator.num_processes * config.train.accumulate
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
@@ -97,26 +108,28 @@ def main() -> None:
     if contaminated:
         accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")
 
-    def validate_and_save() -> None:
-        """Close an epoch: validation loss, depth scores, pictures, models."""
-        result = validate(
-            accelerator, model, validation_loader, config, with_depth=scores_depth(validation_data, config)
-        )
+    def save() -> None:
+        progress.interval, progress.bad_in_a_row = interval.state(), int(bad_steps.in_a_row)
+        save_checkpoint(accelerator, checkpoints, progress, conditions, config.train.keep_checkpoints)
+
+    def close_epoch(result: dict[str, float]) -> None:
+        """Write down a validation: losses and depth scores, pictures, models."""
+        is_best = progress.best_loss is None or result["loss"] < progress.best_loss
+        progress.validated, progress.best_loss = progress.step, result["loss"] if is_best else progress.best_loss
         line = {"split": "validation", "epoch": progress.epoch, "step": progress.step, **result}
-        metrics.write(line)
         accelerator.log({f"validation/{key}": value for key, value in result.items()}, step=progress.step)
-        is_best = result["loss"] < progress.best_loss
-        progress.best_loss = min(progress.best_loss, result["loss"])
-        if accelerator.is_main_process:
+
+        def write() -> None:
             bar.write(log_line(line))
+            metrics.write(line)
             bare = accelerator.unwrap_model(model, keep_torch_compile=False)
-            draw_panel(
-                bare, validation_data, config, accelerator.device, directory / f"images/step_{progress.step:07d}.png"
-            )
+            path = directory / f"images/step_{progress.step:07d}.png"
+            draw_panel(bare, validation_data, config, accelerator.device, path)
             bare.save_pretrained(directory / "model_last")
             if is_best:
                 bare.save_pretrained(directory / "model")
-        accelerator.wait_for_everyone()
+
+        together(accelerator, write, main_only=True)
 
     bar = tqdm(
         total=total_steps,
@@ -125,15 +138,15 @@ def main() -> None:
         dynamic_ncols=True,
         disable=not accelerator.is_main_process or not sys.stderr.isatty(),
     )
-    if total_steps == 0:
-        validate_and_save()
-
     model.train()
-    while progress.step < total_steps:
+    asked_for, saved = NOTHING, progress.step
+    while progress.step < total_steps or progress.validated < progress.step:
         # The sampler draws a new order from (seed, epoch), the dataset its augmentation from (seed, epoch, index).
         train_data.set_epoch(progress.epoch)
         train_loader.set_epoch(progress.epoch)
         batches = accelerator.skip_first_batches(train_loader, progress.batch) if progress.batch else train_loader
+        if progress.step >= total_steps or progress.batch >= len(train_loader):
+            batches = ()  # continued between the last step and its validation
         asked = time.perf_counter()
         for batch in batches:
             waited = time.perf_counter() - asked
@@ -142,15 +155,17 @@ def main() -> None:
                 prediction = model(batch)
                 losses = compute_losses(prediction, batch, config)
                 loss = torch.stack(list(losses.values())).sum(0).mean()
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and config.optimizer.clip_norm is not None:
-                    accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-                rate = learning_rate(progress.step, steps_per_epoch, config.optimizer.lr, config.schedule)
+                accelerator.backward(propagate(loss))
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(trainable, config.optimizer.clip_norm or math.inf)
+                    bad = bad_steps.judge(norm)
+                rate = learning_rate(progress.step, progress.epoch, config.optimizer.lr, config.schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
                 optimizer.zero_grad()
             interval.add(losses, batch["replaced"], waited)
+            bad_steps.samples.append(batch["index"])
             progress.batch += 1
             asked = time.perf_counter()
             if not accelerator.sync_gradients:
@@ -158,6 +173,8 @@ def main() -> None:
 
             progress.step += 1
             bar.update()
+            bad_steps.settle(progress.step, bad)
+            interval.settle(bad)
             if progress.step % config.train.log_every == 0 or progress.step == total_steps:
                 values = interval.close()
                 line = {"split": "train", "epoch": progress.epoch, "step": progress.step, "lr": rate, **values}
@@ -166,31 +183,53 @@ def main() -> None:
                 if accelerator.is_main_process:
                     time_left = (total_steps - progress.step) * batch_size / values["images_per_second"]
                     bar.write(f"{log_line(line)}  left {timedelta(seconds=round(time_left))}")
-                if not math.isfinite(values["loss"]):
-                    raise InputError(
-                        f"step {progress.step}: the loss is {values['loss']}; continue from an earlier checkpoint "
-                        "with a smaller optimizer.lr, and look at the data"
-                    )
-            if progress.step == total_steps:
+            if progress.step % config.train.max_bad_steps == 0 or progress.step == total_steps:
+                bad_steps.check(accelerator, train_data.samples, directory)
+            asked_for = requests.agreed()
+            if asked_for or progress.step % config.train.checkpoint_every == 0:
+                save()
+                saved = progress.step
+            if asked_for > SAVE or progress.step == total_steps:
                 break
-            if progress.step % config.train.checkpoint_every == 0 and progress.batch < len(train_loader):
-                progress.interval = interval.state()
-                save_checkpoint(accelerator, checkpoints, progress, config)
 
-        validate_and_save()
+        # A checkpoint comes before the validation, which a run that was stopped meanwhile does again.
+        if saved < progress.step:
+            save()
+            saved = progress.step
+        if asked_for > SAVE:
+            break
+        result = validate(
+            accelerator,
+            model,
+            validation_loader,
+            config,
+            with_depth=scores_depth(validation_data, config),
+            interrupted=lambda: requests.agreed(at_once=True) > SAVE,
+        )
+        if result is None:
+            break
+        close_epoch(result)
         if progress.batch >= len(train_loader):
             progress.epoch, progress.batch = progress.epoch + 1, 0
-        progress.interval = interval.state()
-        save_checkpoint(accelerator, checkpoints, progress, config)
 
     bar.close()
+    asked_for = requests.agreed(at_once=True)
+    requests.close()
+    stopped = progress.step < total_steps or progress.validated < progress.step
+    if stopped:
+        accelerator.print(f"stopped after step {progress.step} by a signal; the same command with --resume continues")
     # A process group that ends before the model it serves aborts now and then.
     model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
+    if stopped:
+        sys.exit(EXIT_CODES[asked_for])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in run.directory, or start it")
+    parser.add_argument(
+        "--resume-anyway", action="store_true", help="--resume, even where the configuration makes it another run"
+    )
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
 
 
@@ -204,6 +243,7 @@ def make_loader(dataset, config: Config, shuffle: bool) -> DataLoader:
         num_workers=config.data.workers,
         persistent_workers=config.data.workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=outlive_signals,
         # An iterator draws a seed when it is made; from the global state that would shift dropout after a resume.
         generator=torch.Generator().manual_seed(config.train.seed),
     )

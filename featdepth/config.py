@@ -111,6 +111,8 @@ class Train:
     log_every: int = 50  # optimizer steps
     checkpoint_every: int = 1000  # optimizer steps
     keep_checkpoints: int = 3  # newest checkpoints that are kept
+    max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite: at so many the run ends
+    timeout: int = 600  # seconds that a process waits for the others before it gives up
     sync_batch_norm: bool = True  # batch statistics over all GPUs
     panel_samples: int = 4  # validation samples shown in images/
 

@@ -47,6 +47,8 @@ POSITIVE = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.max_bad_steps",
+    "train.timeout",
     "evaluate.cap",
     "evaluate.batch_size",
 )

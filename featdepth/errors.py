@@ -1,17 +1,30 @@
-"""The one kind of error that a user can cause, and how the programs report it."""
+"""The one kind of error that a user can cause, and how the programs report it and others that have a known reason."""
 
 from __future__ import annotations
 
 import errno
+import os
+import re
 import sys
 from collections.abc import Callable
 
 # What the operating system says when the place that we write to is the problem, not the program.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# What gloo, NCCL and torch's store say when another process is gone or does not answer.
+LOST_PROCESS = re.compile(
+    r"gloo|NCCL|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|connection was (closed|reset)"
+    r"|store.*time|TCPStore|recvValue failed|sendBytes failed",
+    re.IGNORECASE,
+)
+LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\)(?: is killed by signal: (\w+))?")
 
 
 class InputError(Exception):
     """Something the user gave cannot be used; the message says in one line what, where and what to do."""
+
+
+class FailedElsewhere(InputError):
+    """What another process of the same run has met, and reports itself."""
 
 
 def one_line(error: BaseException) -> str:
@@ -24,18 +37,62 @@ def one_line(error: BaseException) -> str:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run `main`; bad input or an unwritable place ends in one line on standard error, exit code 2 and no traceback."""
+    """Run `main`; an end that can be explained is one line on standard error, without a traceback.
+
+    Exit code 2 for bad input or a place that cannot be written to, 1 for a lost process or loader process.
+    """
     try:
         main()
+    except FailedElsewhere:
+        leave(2)
     except InputError as error:
-        message = one_line(error)
+        complain(one_line(error), 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        message = f"{error.filename or 'output'}: {error.strerror}; free some space or choose another directory"
-    else:
-        return
+        complain(f"{error.filename or 'output'}: {error.strerror}; free some space or choose another directory", 2)
+    except RuntimeError as error:
+        message = explain_loss(error)
+        if message is None:
+            raise
+        complain(message, 1)
+
+
+def complain(message: str, code: int) -> None:
+    """Print one line on standard error and end."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """End with `code`: at once where other processes are connected, whose loss would make an orderly end hang."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def explain_loss(error: RuntimeError) -> str | None:
+    """What happened, where a loader process or another process of the run is gone; None for any other error."""
+    from torch import distributed
+
+    worker = LOST_WORKER.search(str(error))
+    if worker:
+        reason = f"killed by signal {worker[2]}" if worker[2] else "gone"
+        return (
+            f"loader process {worker[1]} is {reason}, often for want of memory; lower data.workers or "
+            "train.batch_size, and continue with --resume"
+        )
+    connected = distributed.is_available() and distributed.is_initialized()
+    if connected and (isinstance(error, distributed.DistError) or LOST_PROCESS.search(str(error))):
+        rank, count = distributed.get_rank(), distributed.get_world_size()
+        return (
+            f"process {rank} of {count}: another process has ended or does not answer ({one_line(error)[:160]}); "
+            "see its own message, and continue with --resume"
+        )
+    return None

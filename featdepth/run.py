@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
 import subprocess
+from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 import accelerate
 import torch
 import torchvision
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 
 from featdepth.config import Config, save_config
 from featdepth.errors import InputError
+from featdepth.processes import together
+
+LOCK = ".lock"
 
 
 def make_accelerator(config: Config, cpu: bool) -> Accelerator:
@@ -33,7 +39,10 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(
             use_seedable_sampler=True, data_seed=config.train.seed, non_blocking=True
         ),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout)),
+        ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -49,29 +58,72 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
     return accelerator
 
 
-def check_directory(config: Config, resume: bool) -> Path:
-    """The run's folder, still untouched; a non-empty one is refused unless the run is to be resumed. InputError."""
-    directory = Path(config.run.directory)
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: is a file; choose another run.directory")
-    if not resume and directory.is_dir() and any(directory.iterdir()):
-        raise InputError(
-            f"{directory}: holds a run already; continue it with --resume, or choose another run.directory"
-        )
-    return directory
+class RunDirectory:
+    """The folder of a run, used by one run at a time. Every process calls this; the main one does the work."""
 
+    def __init__(self, accelerator: Accelerator, config: Config, resume: bool) -> None:
+        """Look at the folder, and lock it where it exists; nothing else is written.
 
-def make_directory(accelerator: Accelerator, directory: Path, config: Config) -> None:
-    """Make the run's folder and note what it is made with. Every process enters. InputError if it cannot be written."""
-    # Every process has looked at the folder before the first one writes.
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+        Raises InputError for one that is in use or holds links, and unless `resume` for one that is not empty.
+        """
+        self.accelerator, self.config, self.resume = accelerator, config, resume
+        self.path = Path(config.run.directory)
+        self.lock: TextIO | None = None  # the main process's, for as long as it lives
+        together(accelerator, self.check, main_only=True)
+
+    def check(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; choose another run.directory")
+        if not self.path.is_dir():
+            return
+        if not self.resume and any(path.name != LOCK for path in self.path.iterdir()):
+            raise InputError(
+                f"{self.path}: holds a run already; continue it with --resume, or choose another run.directory"
+            )
+        for path in (*self.path.iterdir(), *self.path.glob("checkpoints/*")):
+            if path.is_symlink():
+                raise InputError(
+                    f"{path}: is a symbolic link, and the run would write or remove what it leads to; remove it "
+                    "(run.directory itself may be a link)"
+                )
+        self.take_lock()
+
+    def take_lock(self) -> None:
+        """Lock the folder against other runs. The lock ends with this process, however that ends."""
+        if self.lock is not None:
+            return
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            save_config(config, directory / "config.yaml", "\n".join(versions()))
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self.lock = open(os.open(self.path / LOCK, flags, 0o644), "r+")  # noqa: SIM115
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self.lock.read(200).strip()
+            raise InputError(f"{self.path}: in use by another run ({holder}); wait for it, or stop it") from None
         except OSError as error:
-            raise InputError(f"{directory}: cannot be written to ({error.strerror}); set run.directory") from error
-    accelerator.wait_for_everyone()
+            raise InputError(f"{self.path}: cannot be written to ({error.strerror}); set run.directory") from error
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {platform.node()}")
+        self.lock.flush()
+
+    def make(self) -> None:
+        """Make the folder and note what the run is made with. InputError if it cannot be written, or not by all."""
+        together(self.accelerator, self.write, main_only=True)
+        together(self.accelerator, self.see)
+
+    def write(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.check()  # another run may have come first
+            save_config(self.config, self.path / "config.yaml", "\n".join(versions()))
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written to ({error.strerror}); set run.directory") from error
+
+    def see(self) -> None:
+        if not self.path.is_dir() or "config.yaml" not in os.listdir(self.path):
+            raise InputError(
+                f"{self.path}: process {self.accelerator.process_index} on {platform.node()} does not see what the "
+                "main process writes there; run.directory must be on a disk that all machines share"
+            )
 
 
 def versions() -> list[str]:

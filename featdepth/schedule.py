@@ -5,12 +5,11 @@ from __future__ import annotations
 from featdepth.config import Schedule
 
 
-def learning_rate(step: int, steps_per_epoch: int, lr: float, schedule: Schedule) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up from `warmup_ratio`, then a drop at each milestone.
+def learning_rate(step: int, epoch: int, lr: float, schedule: Schedule) -> float:
+    """The rate of optimizer step `step` in `epoch` (both from 0): linear warm-up, then a drop at each milestone.
 
-    The n-th milestone m multiplies the rate by `gamma` from epoch m on (epochs from 0).
+    Warm-up starts from `warmup_ratio`; the n-th milestone m multiplies the rate by `gamma` from epoch m on.
     """
-    epoch = step // steps_per_epoch
     rate = lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
     if step < schedule.warmup_steps:
         rate *= schedule.warmup_ratio + (1 - schedule.warmup_ratio) * step / schedule.warmup_steps

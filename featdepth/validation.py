@@ -18,12 +18,17 @@ from featdepth.objective import compute_losses
 
 @torch.no_grad()
 def gather_values(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader, values: Callable[[dict[str, Tensor]], Tensor]
-) -> Tensor:
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader,
+    values: Callable[[dict[str, Tensor]], Tensor],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Tensor | None:
     """`values(batch)` `[B, K]` of every readable sample of `loader`, in its order, on every process: CPU `[N, K]`.
 
     The model is in evaluation mode meanwhile, and comes back as it was. Every process enters. What the loader repeats
     to give all processes the same number of batches is dropped, and so are stand-ins for samples that cannot be read.
+    None where `interrupted()`, asked after each batch and answered alike on all processes, says so.
     """
     was_training = model.training
     model.eval()
@@ -32,17 +37,25 @@ def gather_values(
         batch = augment(batch)
         row, replaced = accelerator.gather_for_metrics((values(batch), batch["replaced"]))
         rows.append(row[replaced == 0].cpu())
+        if interrupted():
+            return None
     model.train(was_training)
     return torch.cat(rows)
 
 
 def validate(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader, config: Config, with_depth: bool
-) -> dict[str, float]:
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader,
+    config: Config,
+    with_depth: bool,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """The validation loss and its terms, and depth scores when the samples have ground truth: means over all samples.
 
     The loss is the training loss without gradient, augmentation and dropout. Depth scores: `abs_rel`, ... after
-    per-image median scaling, and `metric_abs_rel`, ... without it, where the model knows its scale.
+    per-image median scaling, and `metric_abs_rel`, ... without it, where the model knows its scale. None where
+    `interrupted` (see `gather_values`).
     """
     names: list[str] = []
 
@@ -57,7 +70,10 @@ def validate(
         return torch.cat([column.float() for column in columns], dim=1)
 
     bare: FeatDepth = accelerator.unwrap_model(model)
-    table = gather_values(accelerator, model, loader, values).double()
+    table = gather_values(accelerator, model, loader, values, interrupted)
+    if table is None:
+        return None
+    table = table.double()
     means = dict(zip(names, table[:, : len(names)].mean(0).tolist(), strict=True))
     result = {"loss": sum(means.values()), **means, "samples": len(table)}
     if with_depth:

@@ -157,6 +157,16 @@ def finished_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="session")
+def two_process_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same on two processes: three steps make an epoch; checkpoints after 2, 3, 4 and 6."""
+    directory = tmp_path_factory.mktemp("two_processes") / "run"
+    options = [f"run.directory={directory}", *INTERRUPTIBLE]
+    succeeded(run_program_process(["train.py", "--cpu", "--config", config_file, *options], processes=2))
+    yield directory
+    shutil.rmtree(directory)
+
+
 # Gradient accumulation, loader processes, dropout and a log interval that is open at the checkpoints: all of it has to
 # survive an interruption.
 INTERRUPTIBLE = (

@@ -26,27 +26,27 @@ def test_the_rate_follows_the_closed_form_on_any_number_of_processes(processes, 
         epoch = step / steps
         expected = LR if epoch < 2 else 0.1 * LR if epoch < 5 else 0.01 * LR
         expected *= min(0.25 + 0.75 * step / 7, 1)
-        assert learning_rate(step, steps, LR, schedule) == pytest.approx(expected, rel=1e-12)
+        assert learning_rate(step, step // steps, LR, schedule) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_the_published_schedule(processes):
     schedule, steps = Schedule(), 40_000 // (2 * processes)
-    assert learning_rate(0, steps, LR, schedule) == pytest.approx(LR / 3, rel=1e-3)
-    assert learning_rate(250, steps, LR, schedule) == pytest.approx(LR * 2 / 3, rel=1e-3)
-    assert learning_rate(500, steps, LR, schedule) == LR
-    assert learning_rate(499, steps, LR, schedule) < LR
+    assert learning_rate(0, 0, LR, schedule) == pytest.approx(LR / 3, rel=1e-3)
+    assert learning_rate(250, 0, LR, schedule) == pytest.approx(LR * 2 / 3, rel=1e-3)
+    assert learning_rate(500, 0, LR, schedule) == LR
+    assert learning_rate(499, 0, LR, schedule) < LR
     for epoch, factor in ((19, 1), (20, 0.5), (29, 0.5), (30, 0.25), (39, 0.25)):
-        assert learning_rate(epoch * steps, steps, LR, schedule) == pytest.approx(LR * factor)
-        assert learning_rate((epoch + 1) * steps - 1, steps, LR, schedule) == pytest.approx(LR * factor)
+        assert learning_rate(epoch * steps, epoch, LR, schedule) == pytest.approx(LR * factor)
+        assert learning_rate((epoch + 1) * steps - 1, epoch, LR, schedule) == pytest.approx(LR * factor)
 
 
 def test_no_warm_up_and_no_milestones():
     schedule = Schedule(warmup_steps=0, milestones=[])
-    assert {learning_rate(step, 10, LR, schedule) for step in range(100)} == {LR}
+    assert {learning_rate(step, step // 10, LR, schedule) for step in range(100)} == {LR}
 
 
 def test_warm_up_longer_than_an_epoch_goes_on_in_optimizer_steps():
     schedule = Schedule(warmup_steps=30, warmup_ratio=0.5, milestones=[1], gamma=0.5)
-    rates = [learning_rate(step, 10, 1.0, schedule) for step in (9, 10, 29, 30)]
+    rates = [learning_rate(step, step // 10, 1.0, schedule) for step in (9, 10, 29, 30)]
     assert rates == pytest.approx([0.5 + 0.5 * 9 / 30, 0.5 * (0.5 + 0.5 * 10 / 30), 0.5 * (0.5 + 0.5 * 29 / 30), 0.5])

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_batch, tiny_config, tiny_model
 
+from featdepth.errors import InputError
 from featdepth.tracking import (
     DEPTH_COLOURS,
     IntervalLog,
@@ -39,32 +40,72 @@ def test_metrics_are_one_object_a_line_and_at_once_on_disk(tmp_path):
 def test_other_processes_write_no_metrics(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl", enabled=False)
     metrics.write({"step": 1})
-    metrics.forget_after(0)
+    metrics.forget_after(0, validated=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path):
+@pytest.mark.parametrize("torn", ['{"split": "train", "step": 40, "lo', '{"split": "train", "step": 40}\n[', ""])
+def test_a_resumed_run_forgets_what_it_will_write_again(tmp_path, torn):
     metrics = MetricsFile(tmp_path / "metrics.jsonl", enabled=True)
-    for step in (10, 20, 20, 30):
-        metrics.write({"step": step})
+    written = [{"split": "train", "step": step, "loss": 0.5} for step in (10, 20)]
+    written += [{"split": "validation", "step": 20, "loss": 0.25}]
+    for line in (*written, {"split": "train", "step": 30}):
+        metrics.write(line)
     with metrics.path.open("a") as file:
-        file.write('{"step": 40, "lo')
-    metrics.forget_after(20)
-    assert lines(metrics.path) == [{"step": 10}, {"step": 20}, {"step": 20}]
-    metrics.write({"step": 30})
-    assert lines(metrics.path)[-1] == {"step": 30}
+        file.write(torn)
+    metrics.forget_after(20, validated=True)
+    assert lines(metrics.path) == written
+    metrics.forget_after(20, validated=False)
+    assert lines(metrics.path) == written[:2]
+    metrics.write({"split": "train", "step": 30})
+    assert lines(metrics.path)[-1] == {"split": "train", "step": 30}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_last_line_without_its_end_is_kept(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", enabled=True)
+    metrics.path.write_text('{"split": "train", "step": 10}')
+    metrics.forget_after(20, validated=True)
+    metrics.write({"split": "train", "step": 30})
+    assert [line["step"] for line in lines(metrics.path)] == [10, 30]
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "{}", '{"step": "x", "split": "train"}', "what", '{"step": 1, "split": "train"']
+)
+def test_a_record_that_is_damaged_in_the_middle_is_refused_and_left_alone(tmp_path, line):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", enabled=True)
+    content = f'{{"split": "train", "step": 10}}\n{line}\n{{"split": "train", "step": 30}}\n'
+    metrics.path.write_text(content)
+    with pytest.raises(InputError, match=r"metrics.jsonl:2: .* repair it"):
+        metrics.forget_after(20, validated=True)
+    assert metrics.path.read_text() == content
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", enabled=True)
+    metrics.write({"split": "validation", "step": 1, "loss": float("nan"), "a1": float("inf"), "a2": 0.5})
+    assert lines(metrics.path) == [{"split": "validation", "step": 1, "loss": None, "a1": None, "a2": 0.5}]
+
+
+def test_a_link_in_the_place_of_the_record_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match=r"metrics\.jsonl"):
+        MetricsFile(tmp_path / "metrics.jsonl", enabled=True).write({"step": 1})
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_forgetting_needs_no_file(tmp_path):
-    MetricsFile(tmp_path / "metrics.jsonl", enabled=True).forget_after(0)
+    MetricsFile(tmp_path / "metrics.jsonl", enabled=True).forget_after(0, validated=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def add(log: IntervalLog, first: list[float], second: list[float], replaced: int = 0, waited: float = 0.0) -> None:
+def add(log: IntervalLog, first: list[float], second: list[float], replaced: int = 0, waited: float = 0.0, bad=False):
     flags = torch.zeros(len(first), dtype=torch.int64)
     flags[:replaced] = 1
     log.add({"first": torch.tensor(first), "second": torch.tensor(second)}, flags, waited)
+    log.settle(torch.tensor(bad))
 
 
 def test_interval_means_weigh_every_sample_alike():
@@ -97,6 +138,29 @@ def test_the_time_spent_waiting_for_data_is_a_share_of_the_interval(monkeypatch)
     assert values["data_wait"] == pytest.approx(0.25) and values["images_per_second"] == pytest.approx(0.5)
 
 
+def test_bad_steps_are_counted_and_their_losses_are_not():
+    log = IntervalLog(Accelerator(cpu=True))
+    add(log, [1.0, 3.0], [0.0, 0.0])
+    add(log, [float("nan"), 100.0], [float("inf"), 0.0], replaced=1, bad=True)
+    values = log.close()
+    assert values["loss"] == values["first"] == pytest.approx(2) and values["second"] == 0
+    assert values["bad_steps"] == 1 and values["replaced"] == 1
+    add(log, [float("nan")], [0.0], bad=True)
+    values = log.close()
+    assert values["loss"] is None and values["first"] is None and values["bad_steps"] == 1
+    assert log_line(values)
+
+
+def test_the_sums_of_processes_that_are_no_more_go_to_the_main_one():
+    log = IntervalLog(Accelerator(cpu=True))
+    state = [[1.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0], [5.0, 4.0, 1.0, 1.0, 1.0, 0.0, 0.0]]
+    log.restore(state)
+    log.names = ["first", "second"]
+    values = log.close()
+    assert values["first"] == pytest.approx(6 / 3) and values["second"] == pytest.approx(6 / 3)
+    assert values["replaced"] == 1
+
+
 def test_an_interval_goes_on_after_a_resume():
     accelerator = Accelerator(cpu=True)
     interrupted, whole = IntervalLog(accelerator), IntervalLog(accelerator)
@@ -118,6 +182,7 @@ def test_an_interval_goes_on_after_a_resume():
 def test_logging_keeps_no_graph():
     log = IntervalLog(Accelerator(cpu=True))
     log.add({"first": torch.ones(2, requires_grad=True) * 2}, torch.zeros(2, dtype=torch.int64), 0.0)
+    log.settle(torch.tensor(False))
     assert not log.sums.requires_grad
 
 

@@ -23,6 +23,7 @@ from conftest import (
     write_tiny_config,
 )
 from PIL import Image
+from run_records import differences, interrupted_copy, read_metrics, weights
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
 
@@ -32,42 +33,6 @@ from featdepth.config import load_config
 from featdepth.data import augment, build_dataset
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
-
-# What depends on the machine and its load, not on the run.
-TIMING = ("images_per_second", "data_wait", "memory_gb")
-
-
-def read_metrics(directory: Path) -> list[dict]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_timing(directory: Path) -> list[dict]:
-    return [
-        {name: value for name, value in line.items() if name not in TIMING and name != "left"}
-        for line in read_metrics(directory)
-    ]
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(directory / "model_last" / "model.safetensors")
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Bit-identical weights, and the same values in every line of the metrics."""
-    assert without_timing(one) == without_timing(other)
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
-
-def interrupted_copy(directory: Path, target: Path, step: int) -> Path:
-    """The run as it would be found if it had been killed some time after the checkpoint of `step`."""
-    later = [path.name for path in checkpoints(directory / "checkpoints") if path.name != f"step_{step}"]
-    shutil.copytree(directory, target, ignore=shutil.ignore_patterns(*later))
-    with (target / "metrics.jsonl").open("a") as file:
-        file.write('{"split": "train", "epo')  # torn line
-    (target / "checkpoints" / f".step_{step + 1}.writing").mkdir()  # unfinished checkpoint
-    return target
 
 
 class TestOneProcess:
@@ -141,7 +106,7 @@ class TestOneProcess:
         assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
         result = succeeded(run_program_process(["train.py", *options, "--resume"]))
         assert f"continued from {directory}/checkpoints/step_" in result.out
-        assert_same_run(finished_run, directory)
+        assert differences(finished_run, directory) == []
         shutil.rmtree(directory)
 
     def test_zero_steps_validate_once(self, finished_run: Path, config_file: Path, tmp_path: Path) -> None:
@@ -190,12 +155,10 @@ class TestOneProcess:
 
 
 class TestSeveralProcesses:
-    def test_interrupted_run_continues_as_if_nothing_had_happened(self, config_file: Path, tmp_path: Path) -> None:
-        straight = tmp_path / "straight"
-        options = ["train.py", "--cpu", "--config", config_file, *INTERRUPTIBLE]
-        result = succeeded(run_program_process([*options, f"run.directory={straight}"], processes=2))
-        assert "2 x cpu" in result.out and "6 steps of 8 samples, 3 an epoch" in result.out
-        lines = read_metrics(straight)
+    def test_interrupted_run_continues_as_if_nothing_had_happened(
+        self, two_process_run: Path, config_file: Path, tmp_path: Path
+    ) -> None:
+        lines = read_metrics(two_process_run)
         assert [(line["split"], line["step"]) for line in lines] == [
             ("train", 3),
             ("validation", 3),
@@ -208,16 +171,17 @@ class TestSeveralProcesses:
         )
         assert [line["samples"] for line in lines if line["split"] == "validation"] == [5, 5]
 
-        interrupted = interrupted_copy(straight, tmp_path / "interrupted", step=2)
+        interrupted = interrupted_copy(two_process_run, tmp_path / "interrupted", step=2)
+        options = ["train.py", "--cpu", "--config", config_file, *INTERRUPTIBLE]
         options += [f"run.directory={interrupted}", "--resume"]
         result = succeeded(run_program_process(options, processes=2))
-        assert "continued from" in result.out
-        assert_same_run(straight, interrupted)
+        assert "continued from" in result.out and "2 x cpu" in result.out
+        assert "6 steps of 8 samples, 3 an epoch" in result.out
+        assert differences(two_process_run, interrupted) == []
 
         # The same checkpoint on another number of processes would be another run.
-        result = call_program(train.main, *options[2:])
-        assert "processes 2, now 1" in result.error_line()
-        shutil.rmtree(straight)
+        line = call_program(train.main, *options[2:]).error_line()
+        assert "processes was 2, is 1" in line and "other samples" in line and "--resume-anyway" in line
         shutil.rmtree(interrupted)
 
     def test_validation_loss_is_the_same_on_any_number_of_processes(
@@ -289,6 +253,7 @@ def add(photometric, replaced):
     count = len(photometric)
     losses = {"photometric": torch.tensor(photometric), "smoothness": torch.full((count,), 0.5)}
     interval.add(losses, torch.tensor(replaced), 0.0)
+    interval.settle(torch.tensor(False))
 
 interval = IntervalLog(accelerator)
 if rank == 0:

@@ -1,0 +1,87 @@
+"""Steps whose loss or gradient is not finite: undone on the device, counted, and after too many in a row the end."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from featdepth.errors import FailedElsewhere, InputError
+from featdepth.files import write_text
+
+RECORD = "bad_steps.json"
+
+
+def propagate(loss: Tensor) -> Tensor:
+    """The same loss, whose gradient is NaN everywhere where the loss itself is not finite."""
+    return loss * (1 + 0 * loss.detach())
+
+
+class BadSteps:
+    """Decides from the gradient norm whether a step counts, which every process sees alike, without any waiting.
+
+    The optimizer leaves weights and moments as they are (a fused optimizer's own `found_inf`), batch statistics are put
+    back, and the log leaves the step out. limit: so many bad steps in a row end the run; in_a_row: so far.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, limit: int, in_a_row: int = 0) -> None:
+        self.optimizer, self.limit = optimizer, limit
+        device = next(model.parameters()).device
+        buffers = list(model.buffers())
+        self.groups = [[each for each in buffers if each.dtype == dtype] for dtype in {each.dtype for each in buffers}]
+        self.before = self.statistics()
+        self.in_a_row = torch.tensor(in_a_row, device=device)
+        self.longest = self.in_a_row.clone()
+        self.samples: list[Tensor] = []  # indices of the step in progress
+        self.history: deque[tuple[int, list[Tensor], Tensor]] = deque(maxlen=2 * limit)  # (step, samples, bad)
+
+    def statistics(self) -> list[Tensor]:
+        """A copy of all buffers, flat, one tensor for each of their types."""
+        return [torch.cat([each.flatten() for each in group]) for group in self.groups]
+
+    def judge(self, norm: Tensor) -> Tensor:
+        """Whether the step with this gradient norm is bad (bool, on the device); the optimizer will then skip it."""
+        bad = ~torch.isfinite(norm)
+        self.optimizer.found_inf = bad.float()
+        self.in_a_row = torch.where(bad, self.in_a_row + 1, 0)
+        self.longest = torch.maximum(self.longest, self.in_a_row)
+        return bad
+
+    def settle(self, step: int, bad: Tensor) -> None:
+        """After the optimizer: put back the batch statistics of a bad step."""
+        self.before = [
+            torch.where(bad, before, after) for before, after in zip(self.before, self.statistics(), strict=True)
+        ]
+        for group, flat in zip(self.groups, self.before, strict=True):
+            parts = flat.split([each.numel() for each in group])
+            torch._foreach_copy_(group, [part.view_as(each) for part, each in zip(parts, group, strict=True)])
+        self.history.append((step, self.samples, bad))
+        self.samples = []
+
+    def check(self, accelerator: Accelerator, names: Sequence[object], directory: Path) -> None:
+        """InputError after `limit` bad steps in a row, with their samples in `directory`/bad_steps.json.
+
+        names: of the samples, by index. Waits for the device; every process enters.
+        """
+        if int(self.longest) < self.limit:
+            return
+        bad = [(step, torch.cat(samples).tolist()) for step, samples, flag in self.history if flag]
+        steps: dict[int, list[str]] = {}
+        for step, indices in (entry for process in gather_object([bad]) for entry in process):
+            steps.setdefault(step, []).extend(str(names[index]) for index in indices)
+        record = directory / RECORD
+        if accelerator.is_main_process:
+            content = [{"step": step, "samples": samples} for step, samples in sorted(steps.items())]
+            write_text(record, json.dumps(content, indent=1) + "\n")
+        accelerator.wait_for_everyone()
+        raise (InputError if accelerator.is_main_process else FailedElsewhere)(
+            f"step {max(steps)}: loss or gradient was not finite {int(self.longest)} times in a row; {record} names "
+            "the samples; look at them, or lower optimizer.lr, and continue with --resume: the weights are still good"
+        )

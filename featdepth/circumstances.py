@@ -1,0 +1,102 @@
+"""What a run is made with, and what it means when a resumed run is made with something else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+
+from featdepth.config import Config, to_dict
+from featdepth.config_values import shown
+from featdepth.run import versions
+
+if TYPE_CHECKING:
+    from featdepth.checkpoint import Progress
+
+# What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
+FREE = {
+    *("data.root", "data.split", "data.train_files", "data.val_files", "data.test_files"),
+    *("data.workers", "data.cache", "data.ground_truth_cache", "data.skip_bad_frames", "data.allow_leakage"),
+    *("train.epochs", "train.max_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
+    *("train.panel_samples", "train.max_bad_steps", "train.timeout"),
+}
+FREE_SECTIONS = ("run.", "evaluate.")
+# What rounding may depend on.
+NOTED = {"versions", "threads"}
+
+OTHER_STEPS = "each step is made of other samples"
+OTHER_NETWORKS = "the networks are others than those that were trained"
+MEANINGS = (  # the first prefix counts
+    ("processes", OTHER_STEPS),
+    ("train.batch_size", OTHER_STEPS),
+    ("train.accumulate", OTHER_STEPS),
+    ("train.seed", "another order, augmentation and dropout"),
+    ("train.sync_batch_norm", "other batch statistics"),
+    ("training samples", "the list of samples has changed, and so does their order"),
+    ("validation samples", "validation losses before and after cannot be compared"),
+    ("device", "sums are rounded differently"),
+    ("precision", "the networks round differently"),
+    ("model.pretrained", "no effect, the weights are the checkpoint's"),
+    ("model.init", "no effect, the weights are the checkpoint's"),
+    ("model.feature_encoder", "no effect, the weights are the checkpoint's"),
+    ("model.", OTHER_NETWORKS),
+    ("data.", "the networks see other images"),
+    ("loss.", "another objective from here on"),
+    ("optimizer.", "other steps from here on"),
+    ("schedule.", "other learning rates from here on"),
+)
+
+
+def circumstances(
+    accelerator: Accelerator, config: Config, training: Sequence[object], validation: Sequence[object]
+) -> dict[str, object]:
+    """All that the values of a run depend on, flat and ready for JSON; `training`, `validation`: their samples."""
+    flat = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
+    return {
+        "processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+        "training samples": fingerprint(training),
+        "validation samples": fingerprint(validation),
+        "versions": versions()[-1],
+        "threads": torch.get_num_threads(),
+        **{key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_SECTIONS)},
+    }
+
+
+def fingerprint(samples: Sequence[object]) -> str:
+    """A short text that tells one list of samples from another."""
+    digest = hashlib.sha256("\n".join(map(str, samples)).encode()).hexdigest()
+    return f"{len(samples)} ({digest[:8]})"
+
+
+def differences(saved: dict[str, object], now: dict[str, object]) -> tuple[list[str], list[str]]:
+    """What has changed: in words, with what it means; first what makes another run, then what only rounding notices."""
+    changes, notes = [], []
+    for key in now.keys() | saved.keys():
+        if saved.get(key) != now.get(key):
+            text = f"{key} was {shown(saved.get(key))}, is {shown(now.get(key))}"
+            if key in NOTED:
+                notes.append(f"{text} (rounding may differ)")
+            else:
+                changes.append(f"{text} ({meaning(key)})")
+    return sorted(changes), sorted(notes)
+
+
+def meaning(key: str) -> str:
+    return next((text for prefix, text in MEANINGS if key.startswith(prefix)), "it may compute other values")
+
+
+def adapt_progress(progress: Progress, saved: dict[str, object], now: dict[str, object]) -> None:
+    """Find the place in the epoch where about as many samples have been seen, at the start of a step."""
+    seen = progress.batch * samples_per_batch(saved)
+    accumulate = now["train.accumulate"]
+    progress.batch = seen // samples_per_batch(now) // accumulate * accumulate
+
+
+def samples_per_batch(conditions: dict[str, object]) -> int:
+    """Samples that all processes together consume at a time."""
+    return conditions["processes"] * conditions["train.batch_size"]
