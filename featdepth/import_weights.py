@@ -14,7 +14,7 @@ from featdepth.config import Config, Data, Model
 from featdepth.config_checks import SMALLEST_SIDE, check_config, check_side
 from featdepth.config_values import shown
 from featdepth.errors import InputError, run_program
-from featdepth.models.encoders import is_state, read_torch_file
+from featdepth.models.encoders import read_torch_file, state_of
 from featdepth.models.featdepth import FeatDepth
 
 # Published prefix -> ours; their levels count from 1, ours from 0.
@@ -120,8 +120,8 @@ def main() -> None:
     if not 0 <= arguments.metres_per_unit < math.inf:
         raise InputError(f"--metres-per-unit {arguments.metres_per_unit}: has to be a number from 0 on")
     content = read_torch_file(arguments.checkpoint, "checkpoint")
-    state = content.get("state_dict", content)
-    if not is_state(state):
+    state = state_of(content.get("state_dict", content))
+    if state is None:
         raise InputError(f"checkpoint: {arguments.checkpoint} holds no state_dict of tensors")
     model = convert(state, arguments.height, arguments.width, arguments.metres_per_unit or None)
     model.training_record = {"imported_from": arguments.checkpoint.name}

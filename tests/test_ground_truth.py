@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import time
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +195,86 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_behind(tmp_path, calibr
     with pytest.raises(InputError, match=r"cannot be written: No space left on device"):
         cached_lidar_depth(drive_scan, calibration, "l", tmp_path / "cache")
     assert cache_files(tmp_path / "cache") == []
+
+
+# Several processes at one cache
+
+SPAWN = multiprocessing.get_context("spawn")
+PATIENCE = 60  # seconds
+
+
+def build(scan: Path, day: Path, folder: Path, log: Path, meet: Barrier, inside: bool) -> None:
+    """Ask for a map at the same moment as others, noting in `log` if it is computed here.
+
+    inside: meet the others while computing, instead of before.
+    """
+
+    def noted(*arguments: object) -> np.ndarray:
+        with log.open("a") as file:
+            file.write(f"{scan.name}\n")
+        if inside:
+            meet.wait(PATIENCE)
+        time.sleep(0.3)  # long enough for the others to ask too
+        return lidar_depth(*arguments)
+
+    ground_truth.lidar_depth = noted
+    if not inside:
+        meet.wait(PATIENCE)
+    depth = cached_lidar_depth(scan, Calibration(day), "l", folder)
+    assert np.array_equal(depth, lidar_depth(scan, Calibration(day), "l"))
+
+
+def build_and_hang(scan: Path, day: Path, folder: Path, reached: Event) -> None:
+    """Compute and write a map, but never finish it."""
+
+    def hang(*_: object) -> None:
+        reached.set()
+        time.sleep(PATIENCE)
+
+    ground_truth.os.replace = hang
+    cached_lidar_depth(scan, Calibration(day), "l", folder)
+
+
+def test_one_of_several_processes_computes_a_map_and_the_others_wait(tmp_path, calibration, drive_scan):
+    meet, log = SPAWN.Barrier(3), tmp_path / "log"
+    arguments = (drive_scan, tmp_path / DAY, tmp_path / "cache", log, meet, False)
+    processes = [SPAWN.Process(target=build, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(2 * PATIENCE)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert log.read_text().splitlines() == [drive_scan.name]
+    assert len(cache_files(tmp_path / "cache")) == 1
+
+
+def test_different_maps_are_computed_at_the_same_time(tmp_path, calibration):
+    write_drive(tmp_path, drive_name(1), list(range(8)), sides="", scans=True)
+    projection = calibration.projection_of_scan("l")
+    scans = {
+        ground_truth.cache_path(tmp_path / "cache", scan, projection, SIZE).parent: scan
+        for scan in sorted((tmp_path / drive_name(1)).rglob("*.bin"))
+    }
+    meet, log = SPAWN.Barrier(2), tmp_path / "log"
+    processes = [
+        SPAWN.Process(target=build, args=(scan, tmp_path / DAY, tmp_path / "cache", log, meet, True))
+        for scan in list(scans.values())[:2]
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(2 * PATIENCE)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_a_killed_process_leaves_neither_lock_nor_litter(tmp_path, calibration, drive_scan):
+    folder, reached = tmp_path / "cache", SPAWN.Event()
+    process = SPAWN.Process(target=build_and_hang, args=(drive_scan, tmp_path / DAY, folder, reached))
+    process.start()
+    assert reached.wait(PATIENCE)
+    assert [path.suffix for path in cache_files(folder)] == [".writing"]
+    process.kill()
+    process.join()
+    depth = cached_lidar_depth(drive_scan, calibration, "l", folder)
+    assert np.array_equal(depth, lidar_depth(drive_scan, calibration, "l"))
+    assert [path.suffix for path in cache_files(folder)] == [".safetensors"]

@@ -134,7 +134,7 @@ def read_sparse(path: Path, size: tuple[int, int]) -> np.ndarray | None:
     """The depth map float32 `[h, w]` in a cache file, or None where the file is absent, damaged or of another make."""
     try:
         found = load(read_safetensors(path, LARGEST_MAP, "the depth map"))
-    except (InputError, SafetensorError):
+    except (InputError, SafetensorError, KeyError):  # KeyError: a type of number that numpy does not know
         return None  # it is computed again, which repairs it
     kinds = {name: (values.dtype, values.shape) for name, values in found.items()}
     count = found["index"].size if "index" in found else 0

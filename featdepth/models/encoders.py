@@ -7,8 +7,8 @@ import os
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import URLError
@@ -86,7 +86,8 @@ def load_imagenet(encoder: ResNetEncoder, source: bool | str) -> None:
     state = _download_imagenet(encoder.layers) if source is True else _read_imagenet(encoder.layers, Path(str(source)))
     where = "torchvision's download" if source is True else source
     foreign = f"model.pretrained: the weights of {where} are not those of torchvision's ResNet-{encoder.layers}"
-    if not is_state(state):
+    state = state_of(state)
+    if state is None:
         raise InputError(foreign)
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     images = encoder.conv1.in_channels // 3
@@ -123,11 +124,16 @@ def _read_imagenet(layers: int, path: Path) -> dict[str, Tensor]:
     return read_torch_file(path, "model.pretrained")
 
 
-def is_state(content: object) -> bool:
-    """Whether `content` is a `state_dict`: tensors by name."""
-    return isinstance(content, Mapping) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
+def state_of(content: object) -> dict[str, Tensor] | None:
+    """A loaded `state_dict` as a plain dictionary of tensors by name; None for anything else."""
+    state = plain(content) if isinstance(content, dict) else {"": None}
+    tensors = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    return state if tensors else None
+
+
+def plain(content: dict) -> dict:
+    """The same without attributes: a hostile file may give an OrderedDict some that stand in for its methods."""
+    return dict(type(content).items(content))
 
 
 def read_torch_file(path: Path, key: str) -> dict:
@@ -148,7 +154,7 @@ def read_torch_file(path: Path, key: str) -> dict:
             raise damaged(place, " ".join(str(error).split())[:120]) from error
     if not isinstance(content, dict):
         raise InputError(f"{place} holds a {type(content).__name__}, not a dictionary of tensors")
-    return content
+    return plain(content)
 
 
 def check_torch_archive(path: str | Path) -> None:
@@ -187,24 +193,27 @@ def check_archive(file: BinaryIO, place: str) -> None:
 def check_legacy(file: BinaryIO, place: str) -> None:
     """Raise InputError unless `file` begins as torch before 1.6 wrote it, with pickles that call only the allowed."""
     file.seek(0)
+    content = io.BytesIO(file.read(LARGEST_PICKLE))
     for _ in range(LEGACY_PICKLES):
-        check_pickle(file, place)
+        check_pickle(content, place)
 
 
-def check_pickle(file: BinaryIO, place: str) -> None:
-    """Read one pickle of `file` without executing it; InputError where it is damaged, huge, or calls something else."""
-    start = file.tell()
+def check_pickle(content: io.BytesIO, place: str) -> None:
+    """Go through one pickle without executing it; InputError where it is damaged or calls what is not allowed.
+
+    content: in memory, since a forged length makes a file allocate that much before it finds that there is less.
+    """
     try:
-        for opcode, argument, position in pickletools.genops(file):
-            if position - start > LARGEST_PICKLE:
-                raise damaged(place, "a huge pickle")
-            if opcode.name == "GLOBAL" and not CALLED.fullmatch(argument):
-                raise InputError(
-                    f"{place} is damaged, or holds more than tensors and plain values, which could run code when "
-                    "loaded; copy it again, or save its state_dict alone and use that file"
-                )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in texts of damaged files
+            called = [argument for opcode, argument, _ in pickletools.genops(content) if opcode.name == "GLOBAL"]
     except ValueError as error:
-        raise damaged(place, "no pickle") from error
+        raise damaged(place, "no pickle, or a huge one") from error
+    if not all(map(CALLED.fullmatch, called)):
+        raise InputError(
+            f"{place} is damaged, or holds more than tensors and plain values, which could run code when loaded; "
+            "copy it again, or save its state_dict alone and use that file"
+        )
 
 
 def damaged(place: str, reason: str) -> InputError:

@@ -196,8 +196,9 @@ class FeatDepth(nn.Module):
                 raise InputError(f"{where}: has no section {section}; copy the file again")
         config = from_dict({section: content[section] for section in ("data", "model")}, where)
         check_config(config, where, check_files=False, training=False)
+        record = read_record(content, source)
         model = cls.from_state(config, state, str(source))
-        model.training_record = read_record(content, source)
+        model.training_record = record
         return model
 
     @classmethod

@@ -76,7 +76,8 @@ def read_model_directory(source: str | Path) -> tuple[dict, dict[str, Tensor]]:
         raise InputError(f"{config_path}: not a JSON object")
     try:
         return config, load(read_safetensors(weights_path, LARGEST_WEIGHTS, "the weights"))
-    except SafetensorError as error:
+    # KeyError: a type of number that safetensors knows and torch does not.
+    except (SafetensorError, KeyError) as error:
         raise InputError(
             f"{weights_path}: damaged or no safetensors file ({shown(str(error))}); copy it again"
         ) from error
