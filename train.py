@@ -114,7 +114,7 @@ def main() -> None:
 
     def close_epoch(result: dict[str, float]) -> None:
         """Write down a validation: losses and depth scores, pictures, models."""
-        is_best = progress.best_loss is None or result["loss"] < progress.best_loss
+        is_best = result["loss"] < (math.inf if progress.best_loss is None else progress.best_loss)
         progress.validated, progress.best_loss = progress.step, result["loss"] if is_best else progress.best_loss
         line = {"split": "validation", "epoch": progress.epoch, "step": progress.step, **result}
         accelerator.log({f"validation/{key}": value for key, value in result.items()}, step=progress.step)

@@ -78,7 +78,7 @@ def differences(saved: dict[str, object], now: dict[str, object]) -> tuple[list[
     changes, notes = [], []
     for key in now.keys() | saved.keys():
         if saved.get(key) != now.get(key):
-            text = f"{key} was {shown(saved.get(key))}, is {shown(now.get(key))}"
+            text = f"{shown(key)} was {shown(saved.get(key))}, is {shown(now.get(key))}"
             if key in NOTED:
                 notes.append(f"{text} (rounding may differ)")
             else:

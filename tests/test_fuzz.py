@@ -25,12 +25,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from kitti_tree import DAY, SIZE, drive_name, make_config, write_calibration, write_drive, write_list
 from numpy.random import Generator
 from PIL import Image
 from safetensors.torch import save
 from tiny_models import tiny_config, tiny_model
 
+from featdepth.checkpoint import MANIFEST, Progress, digest, resume, save_checkpoint
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
 from featdepth.data.calibration import Calibration
@@ -41,6 +43,7 @@ from featdepth.errors import InputError, one_line
 from featdepth.models import FeatDepth
 from featdepth.models.encoders import read_torch_file
 from featdepth.models.storage import read_model_directory
+from featdepth.tracking import IntervalLog, MetricsFile
 
 LONGEST = 20  # seconds for one reading
 DRIVE = drive_name(1)
@@ -419,6 +422,57 @@ def read_data(folder: Path) -> None:
         assert item[name].shape == shape and item[name].isfinite().all(), name
 
 
+CONDITIONS = {"processes": 1, "train.batch_size": 2, "train.accumulate": 1, "optimizer.lr": 1e-4}
+
+
+def prepared() -> tuple[Accelerator, torch.nn.Module, torch.optim.Optimizer]:
+    """The smallest thing that can be trained."""
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), fused=True))
+    return accelerator, model, optimizer
+
+
+def write_checkpoint(folder: Path) -> None:
+    accelerator, model, optimizer = prepared()
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    progress = Progress(epoch=1, batch=2, step=3, best_loss=0.5, interval=[[0.5] * 7])
+    save_checkpoint(accelerator, folder / "checkpoints", progress, CONDITIONS, keep=1)
+
+
+def read_checkpoint(folder: Path) -> None:
+    accelerator, model, _ = prepared()
+    progress = Progress()
+    path = resume(accelerator, folder / "checkpoints", progress, CONDITIONS, anyway=True)
+    assert path.name == "step_3" and type(progress.step) is int
+    assert all(parameter.shape[0] == 4 for parameter in model.parameters())
+    interval = IntervalLog(accelerator)
+    interval.restore(progress.interval)
+
+
+def read_forged_checkpoint(folder: Path) -> None:
+    """With a manifest that fits what stands there, as whoever forges the files would make it."""
+    path = folder / "checkpoints" / "step_3"
+    manifest = json.loads((path / MANIFEST).read_text())
+    for name in manifest["files"]:
+        manifest["files"][name] = {"bytes": (path / name).stat().st_size, "sha256": digest(path / name)}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    read_checkpoint(folder)
+
+
+def write_record(folder: Path) -> None:
+    metrics = MetricsFile(folder / "metrics.jsonl", enabled=True)
+    for step in range(0, 60, 10):
+        metrics.write({"split": "train", "epoch": 0, "step": step, "lr": 1e-4, "loss": 0.5, "images_per_second": 3.5})
+    metrics.write({"split": "validation", "epoch": 0, "step": 50, "loss": 0.25, "samples": 5})
+
+
+def read_record(folder: Path) -> None:
+    MetricsFile(folder / "metrics.jsonl", enabled=True).forget_after(30, validated=False)
+    assert all(json.loads(line)["step"] <= 30 for line in (folder / "metrics.jsonl").read_bytes().splitlines())
+
+
 KINDS = {
     "configuration": Kind(write_whole_config, read_config, TEXT),
     "overrides": Kind(write_overrides, read_overrides, TEXT, named="command line"),
@@ -439,15 +493,23 @@ KINDS = {
         lambda folder: write_torch(folder, True), read_torch, (*BYTES, *[repack] * 6, forge_directory)
     ),
     "torch, before 1.6": Kind(lambda folder: write_torch(folder, False), read_torch, BYTES),
+    "checkpoint": Kind(write_checkpoint, read_checkpoint, BYTES, count=80, named="checkpoints"),
+    "forged checkpoint": Kind(write_checkpoint, read_forged_checkpoint, BYTES, named="checkpoints"),
+    "checkpoint manifest": Kind(
+        write_checkpoint, read_checkpoint, (*TEXT, *[replace_value] * 20), count=120, named="checkpoints"
+    ),
+    "record of a run": Kind(write_record, read_record, TEXT),
     "data set": Kind(write_data, read_data, (*TEXT, *BYTES), named="raw|split|cache"),
 }
-# Which files of a kind are damaged; all that it writes where nothing is said.
+# Which files of a kind are damaged; all that it writes where nothing is said. `*.[!j]*` is all but the manifest.
 DAMAGED = {
     "overrides": "overrides",
     "scan": "scan.bin",
     "depth cache": "cache/*/*.safetensors",
     "model configuration": "model/config.json",
     "weights": "model.safetensors",
+    "forged checkpoint": "checkpoints/step_3/*.[!j]*",
+    "checkpoint manifest": "checkpoints/step_3/manifest.json",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -438,6 +439,41 @@ class TestSeveralMachines:
         assert codes == [0, 0], logs
         assert "2 x cpu" in logs
         assert differences(two_process_run, run_directory) == []
+
+
+class TestSlurm:
+    """The batch script with stand-ins for SLURM's own commands."""
+
+    SCRIPT = REPOSITORY / "configs" / "slurm" / "train.sbatch"
+
+    def run(self, folder: Path, srun: str, arguments: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+        for name, content in (("srun", srun), ("scontrol", f'echo "$@" >> {folder}/calls; echo 127.0.0.1')):
+            (folder / name).write_text(f"#!/bin/bash\n{content}\n")
+            (folder / name).chmod(0o755)
+        path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        slurm = {"SLURM_JOB_NODELIST": "two", "SLURM_NNODES": "2", "SLURM_GPUS_PER_NODE": "1", "SLURM_JOB_ID": "7"}
+        command = ["bash", self.SCRIPT, *map(str, arguments)]
+        environment = program_environment() | {"PATH": path} | slurm
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+
+    def test_a_launcher_on_each_machine(self, config_file: Path, run_directory: Path, tmp_path: Path) -> None:
+        srun = 'shift; for id in 0 1; do SLURM_NODEID=$id "$@" & done; wait -n; wait -n'
+        arguments = [config_file, "--cpu", f"run.directory={run_directory}", "train.max_steps=0"]
+        result = self.run(tmp_path, srun, arguments, cwd=REPOSITORY)
+        assert result.returncode == 0, result.stderr
+        assert "2 x cpu" in result.stdout and len(read_metrics(run_directory)) == 1
+
+    @pytest.mark.parametrize("stopped", [True, False])
+    def test_what_was_stopped_is_queued_again_and_what_failed_is_not(self, tmp_path: Path, stopped: bool) -> None:
+        words = "stopped after step 5 by a signal; the same command with --resume continues" if stopped else "error: no"
+        (tmp_path / "featdepth-7.log").write_text(f"{words}\nTraceback of the launcher\n")
+        result = self.run(tmp_path, "exit 1", ["config.yaml"], cwd=tmp_path)
+        assert result.returncode == 1
+        assert ("requeue 7" in (tmp_path / "calls").read_text()) == stopped
+
+    def test_the_words_are_those_of_the_program(self) -> None:
+        (words,) = re.findall("^stopped='(.*)'$", self.SCRIPT.read_text(), re.MULTILINE)
+        assert words in (REPOSITORY / "train.py").read_text()
 
 
 def launcher(rank: int, address: str) -> list[str]:
