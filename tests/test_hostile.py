@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import resource
 import struct
 import sys
@@ -453,6 +454,17 @@ def test_weight_files_never_run_code(tmp_path, in_zip):
     path.write_bytes(pickle.dumps(Touch(tmp_path / "ran"), protocol=2))
     assert str(path) in refusal(read_pth, path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_checkpoint_holds_passes(tmp_path):
+    network = torch.nn.Conv2d(3, 4, 3)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.zeros(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    numbers = {"numpy": np.random.get_state(), "torch": torch.get_rng_state(), "python": random.getstate()}  # noqa: NPY002
+    for content in (optimizer.state_dict(), numbers, {"step": 3, "best": 0.5}):
+        torch.save(content, tmp_path / "optimizer.bin")
+        check_torch_archive(tmp_path / "optimizer.bin")
 
 
 def test_a_compressed_archive_is_refused_before_it_grows(tmp_path):

@@ -148,7 +148,7 @@ def test_what_cannot_be_imported_ends_in_one_line(kind, tmp_path, monkeypatch, c
     assert [path.name for path in tmp_path.iterdir()] == ["published.pth"]  # no model, and nothing was run
 
 
-@pytest.mark.parametrize("options", [["--height", 300], ["--width", 32]])
+@pytest.mark.parametrize("options", [["--height", 300], ["--width", 32], ["--metres-per-unit", "nan"]])
 def test_sizes_that_no_model_can_have_are_refused(options, tmp_path, monkeypatch, capsys):
     assert options[0] in refusal(monkeypatch, capsys, checkpoint("list", tmp_path), tmp_path / "model", *options)
 
