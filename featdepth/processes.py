@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -24,10 +27,26 @@ Answer = TypeVar("Answer")
 NOTHING, SAVE, INTERRUPT, TERMINATE = range(4)
 EXIT_CODES = {INTERRUPT: 130, TERMINATE: 143}
 ASKED_BY = {signal.SIGUSR1: SAVE, signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
+LAUNCHERS = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # variables of torchrun and accelerate launch
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 AGREE_SECONDS = 1.0  # processes agree about this often, but at least every tenth step
 AGREE_STEPS = 10
 REPEATED_SECONDS = 1.0
 LOADER_GRACE = 60  # seconds
+
+
+def end_with_launcher() -> None:
+    """Ask Linux for a SIGTERM when the launcher of this process dies, which would leave it alone and unwatched.
+
+    Launchers start their processes in sessions of their own, and one that was killed takes none of them along. To be
+    called first, before anything waits for the launcher; ends the process where that is gone already.
+    """
+    if sys.platform != "linux" or not LAUNCHERS & os.environ.keys():
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # An orphan's parent is the first process of the system or container; a launcher is a Python program.
+    if b"python" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+        sys.exit(EXIT_CODES[TERMINATE])
 
 
 def together(accelerator: Accelerator, work: Callable[[], Answer], main_only: bool = False) -> Answer | None:

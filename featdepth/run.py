@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from featdepth.config import Config, save_config
 from featdepth.errors import InputError
-from featdepth.processes import together
+from featdepth.processes import end_with_launcher, together
 
 LOCK = ".lock"
 
@@ -29,6 +29,7 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
 
     Raises InputError when the launcher meant several processes and each would run alone, or a tracker is not installed.
     """
+    end_with_launcher()
     accelerator = Accelerator(
         cpu=cpu,
         gradient_accumulation_steps=config.train.accumulate,

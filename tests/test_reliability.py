@@ -290,6 +290,27 @@ class TestSignals:
                 os.kill(run.process.pid, signal.SIGINT)
             assert run.end(10) == 130
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_launcher_of_one_process_ends(
+        self, config_file: Path, run_directory: Path, tmp_path: Path, number: int
+    ) -> None:
+        """It passes nothing on, and its process notices that it is gone."""
+        options = ["train.epochs=100", "train.log_every=1", f"run.directory={run_directory}", "data.workers=1"]
+        command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", FAULTY, "none", 0, 0, "--"]
+        with Started(
+            [*command, "--cpu", "--config", config_file, *options], tmp_path / "log", EXIT_CODES=tmp_path
+        ) as run:
+            run.wait_until((run_directory / "metrics.jsonl").exists)
+            os.kill(run.process.pid, number)
+            run.end(GRACE)
+            started = time.monotonic()
+            while not (tmp_path / "0").exists():
+                assert time.monotonic() - started < GRACE
+                time.sleep(0.1)
+        assert (tmp_path / "0").read_text() == "143"
+        assert len(checkpoints(run_directory / "checkpoints")) == 1
+
     def test_launcher_of_two_processes_is_told_to_terminate(
         self, two_process_run: Path, config_file: Path, run_directory: Path, tmp_path: Path
     ) -> None:

@@ -3,9 +3,9 @@
 python tests/torture.py --kills 40 [--processes 1 2] [--seed 0]
 
 Half of the kills (SIGKILL) come at a random moment, half while a checkpoint is being written. With two processes some
-hit one of them alone, whose loss the other has to notice; the rest hit everything at once, as a power cut does. In the
-end weights, optimizer state and every value of metrics.jsonl (timing aside) have to be the same, bit for bit.
-Exit code 1 where they are not.
+hit one of them or the launcher alone, whose loss the others have to notice; the rest hit everything at once, as a power
+cut does. In the end weights, optimizer state and every value of metrics.jsonl (timing aside) have to be the same, bit
+for bit. Exit code 1 where they are not.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def torture(folder: Path, config: Path, processes: int, kills: int, dice: random
     duration = time.monotonic() - started
     print(f"{processes} processes: undisturbed in {duration:.0f} s", flush=True)
 
-    count = {"at a random moment": 0, "while a checkpoint was written": 0, "one process alone": 0}
+    count = {"at a random moment": 0, "while a checkpoint was written": 0, "one process or the launcher alone": 0}
     done = 0
     while done < kills:
         run = start([*command, f"run.directory={tortured}"], folder / "log")
@@ -73,11 +73,11 @@ def torture(folder: Path, config: Path, processes: int, kills: int, dice: random
             end_of(run, folder / "log", code=0)  # it was done before its time had come
             shutil.rmtree(tortured)  # and is begun anew
             continue
-        alone = processes > 1 and dice.random() < 0.25
+        alone = processes > 1 and dice.random() < 0.3
         kill(run, alone, dice)
         done += 1
         count["while a checkpoint was written" if in_checkpoint else "at a random moment"] += 1
-        count["one process alone"] += alone
+        count["one process or the launcher alone"] += alone
     end_of(start([*command, f"run.directory={tortured}"], folder / "log"), folder / "log", code=0)
     problems = differences(straight, tortured)
     print(f"  {kills} kills: " + ", ".join(f"{number} {name}" for name, number in count.items()))
@@ -108,23 +108,40 @@ def wait_for_moment(
 
 
 def kill(run: subprocess.Popen, alone: bool, dice: random.Random) -> None:
-    """SIGKILL for everything, or for one worker alone; waits for the end of all."""
-    workers = children(run.pid) if alone else []
-    if workers:
-        os.kill(dice.choice(workers), signal.SIGKILL)
-        limit = time.monotonic() + PATIENCE
-        while run.poll() is None and time.monotonic() < limit:
-            time.sleep(0.05)
-        if run.poll() is None:
-            raise SystemExit(f"the others did not end within {PATIENCE} s of the loss of one process")
-    with contextlib.suppress(ProcessLookupError):  # all have ended already
-        os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    """SIGKILL for everything, or for one process or the launcher alone; waits for the end of all."""
+    everything = family(run.pid)
+    chosen = [dice.choice([run.pid, *children(run.pid)])] if alone else everything
+    for pid in chosen:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    limit = time.monotonic() + PATIENCE
+    while any(is_alive(pid) for pid in everything):
+        run.poll()
+        if time.monotonic() > limit:
+            raise SystemExit(f"after the loss of process {chosen} the others did not end within {PATIENCE} s")
+        time.sleep(0.05)
 
 
 def children(pid: int) -> list[int]:
     """The child processes of a process."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(word) for task in tasks for word in (task / "children").read_text().split()]
+    except OSError:
+        return []  # it has just ended
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it. Launchers start theirs in sessions of their own."""
+    return [pid, *(each for child in children(pid) for each in family(child))]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, or sleeps; not one that only waits to be forgotten."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def end_of(run: subprocess.Popen, log: Path, code: int) -> None:
