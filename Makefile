@@ -12,7 +12,7 @@ PIP_FLAGS =
 RUN = runs/demo
 
 BIN = .venv/bin
-TEST_TOOLS = 'pytest>=8' 'ruff>=0.17,<0.18'
+TEST_TOOLS = 'pytest>=8' 'pytest-xdist>=3.6' 'ruff>=0.17,<0.18'
 DEBIAN = on Debian and Ubuntu: apt install python3 python3-venv
 
 .PHONY: install demo test lint clean
@@ -49,7 +49,7 @@ endif
 	@echo "Pictures of what the model sees and predicts: $(RUN)/images"
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def open_plain(path: str | Path, limit: int, what: str) -> Iterator[BinaryIO]:
 def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises InputError as `open_plain` does."""
     with open_plain(path, limit, what) as file:
-        return file.read(limit)
+        return file.read()
 
 
 def read_safetensors(path: str | Path, limit: int, what: str) -> bytes:

@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import REPOSITORY, program_command, program_environment, write_tiny_config
+from process_families import children, family, is_alive
 from run_records import differences
 
 from featdepth.data.synthetic import write_street
@@ -55,6 +56,7 @@ def torture(folder: Path, config: Path, processes: int, kills: int, dice: random
     # About every second attempt gets a step further.
     options = [f"train.max_steps={max(4, kills // 2)}", "train.epochs=1000", "train.checkpoint_every=1"]
     options += ["train.accumulate=2", "train.log_every=3", "train.keep_checkpoints=2", "data.workers=1"]
+    options += ["data.frames=[0, s]"]  # no pose network: half the bytes of a checkpoint
     command = program_command(["train.py", "--cpu", "--config", str(config), *options, "--resume"], processes)
     straight, tortured = folder / f"straight_{processes}", folder / f"tortured_{processes}"
     started = time.monotonic()
@@ -120,28 +122,6 @@ def kill(run: subprocess.Popen, alone: bool, dice: random.Random) -> None:
         if time.monotonic() > limit:
             raise SystemExit(f"after the loss of process {chosen} the others did not end within {PATIENCE} s")
         time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    """The child processes of a process."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return [int(word) for task in tasks for word in (task / "children").read_text().split()]
-    except OSError:
-        return []  # it has just ended
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that descend from it. Launchers start theirs in sessions of their own."""
-    return [pid, *(each for child in children(pid) for each in family(child))]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs, or sleeps; not one that only waits to be forgotten."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def end_of(run: subprocess.Popen, log: Path, code: int) -> None:
