@@ -19,11 +19,11 @@ from accelerate.utils import broadcast_object_list
 from accelerate.utils import load as load_plain_values
 from safetensors import SafetensorError
 
-from featdepth.circumstances import adapt_progress, differences
+from featdepth.circumstances import differences, same_place
 from featdepth.errors import InputError, one_line
 from featdepth.files import read_bytes
-from featdepth.models.encoders import check_torch_archive
 from featdepth.processes import together
+from featdepth.torch_files import check_torch_archive
 
 MANIFEST = "manifest.json"
 PREFIX = "step_"
@@ -245,7 +245,7 @@ def resume(
     progress.load(manifest["progress"])
     together(accelerator, lambda: load_state(accelerator, path))
     if changes:
-        adapt_progress(progress, manifest["conditions"], conditions)
+        progress.batch = same_place(progress.batch, manifest["conditions"], conditions)
         accelerator.step = 0
     return path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -12,9 +11,6 @@ from accelerate import Accelerator
 from featdepth.config import Config, to_dict
 from featdepth.config_values import shown
 from featdepth.run import versions
-
-if TYPE_CHECKING:
-    from featdepth.checkpoint import Progress
 
 # What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
 FREE = {
@@ -90,11 +86,11 @@ def meaning(key: str) -> str:
     return next((text for prefix, text in MEANINGS if key.startswith(prefix)), "it may compute other values")
 
 
-def adapt_progress(progress: Progress, saved: dict[str, object], now: dict[str, object]) -> None:
-    """Find the place in the epoch where about as many samples have been seen, at the start of a step."""
-    seen = progress.batch * samples_per_batch(saved)
+def same_place(batch: int, saved: dict[str, object], now: dict[str, object]) -> int:
+    """The batch of the epoch, at the start of a step, before which about as many samples have been seen."""
+    seen = batch * samples_per_batch(saved)
     accumulate = now["train.accumulate"]
-    progress.batch = seen // samples_per_batch(now) // accumulate * accumulate
+    return seen // samples_per_batch(now) // accumulate * accumulate
 
 
 def samples_per_batch(conditions: dict[str, object]) -> int:

@@ -14,8 +14,8 @@ from featdepth.config import Config, Data, Model
 from featdepth.config_checks import SMALLEST_SIDE, check_config, check_side
 from featdepth.config_values import shown
 from featdepth.errors import InputError, run_program
-from featdepth.models.encoders import read_torch_file, state_of
 from featdepth.models.featdepth import FeatDepth
+from featdepth.torch_files import read_torch_file, state_of
 
 # Published prefix -> ours; their levels count from 1, ours from 0.
 RENAMES = (

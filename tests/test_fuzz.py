@@ -41,8 +41,8 @@ from featdepth.data.images import load_depth_image, load_image
 from featdepth.data.splits import Sample, read_list
 from featdepth.errors import InputError, one_line
 from featdepth.models import FeatDepth
-from featdepth.models.encoders import read_torch_file
 from featdepth.models.storage import read_model_directory
+from featdepth.torch_files import read_torch_file
 from featdepth.tracking import IntervalLog, MetricsFile
 
 LONGEST = 20  # seconds for one reading

@@ -36,8 +36,9 @@ from featdepth.data.splits import read_list
 from featdepth.data.synthetic import Street, claim
 from featdepth.errors import InputError, one_line
 from featdepth.models import FeatDepth
-from featdepth.models.encoders import ResNetEncoder, check_torch_archive, load_imagenet, read_torch_file
+from featdepth.models.encoders import ResNetEncoder, load_imagenet
 from featdepth.models.storage import read_model_directory
+from featdepth.torch_files import check_torch_archive, read_torch_file
 
 TIME_LIMIT = 30  # seconds
 MEMORY_LIMIT = 200 << 20  # bytes that a refusal may take
