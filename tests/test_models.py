@@ -15,6 +15,7 @@ from torch import Tensor
 from featdepth.config import Config
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth, build_model
+from featdepth.models.decoders import convolve_upsampled
 from featdepth.models.encoders import ResNetEncoder, load_imagenet
 
 CHANNELS = {18: [64, 64, 128, 256, 512], 50: [64, 256, 512, 1024, 2048]}
@@ -91,6 +92,22 @@ def test_the_stem_is_the_first_feature_of_the_whole_encoder():
     encoder = ResNetEncoder(18).eval()
     image = torch.rand(2, 3, HEIGHT, WIDTH)
     assert torch.equal(encoder.stem(image), encoder(image)[0])
+
+
+@pytest.mark.parametrize("size", [(3, 5), (2, 2), (1, 4)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_an_upsampled_map_is_convolved_without_making_it(size, with_bias):
+    features = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
+    convolution = torch.nn.Conv2d(5, 4, 3, padding=1, padding_mode="reflect", bias=with_bias, dtype=torch.float64)
+    plain = convolution(torch.nn.functional.interpolate(features, scale_factor=2, mode="nearest"))
+    fast = convolve_upsampled(features, convolution.weight, convolution.bias)
+    torch.testing.assert_close(fast, plain)
+    slope = torch.randn_like(plain)
+    inputs = [features, *convolution.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(plain, inputs, slope), torch.autograd.grad(fast, inputs, slope), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_frozen_features_stay_frozen_through_training():

@@ -15,9 +15,18 @@ def reflected_convolution(input_channels: int, output_channels: int) -> nn.Conv2
     return nn.Conv2d(input_channels, output_channels, 3, padding=1, padding_mode="reflect")
 
 
-def upsample(features: Tensor) -> Tensor:
-    """Twice the size, nearest neighbour."""
-    return functional.interpolate(features, scale_factor=2, mode="nearest")
+def convolve_upsampled(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The reflected 3x3 convolution `weight` `[O, C, 3, 3]` of `features` `[B, C, h, w]` at twice their size.
+
+    `[B, O, 2h, 2w]`, as if `features` had been repeated (nearest neighbour) before: each output pixel sees but 2x2
+    different ones, which is a transposed convolution of stride 2 with 16 taps instead of 36, and no larger map is
+    ever made. Reflecting the repeated map at its border is repeating the border of the map itself.
+    """
+    flipped = functional.pad(weight.flip(2, 3), (1, 1, 1, 1))
+    rows = flipped[:, :, 1:] + flipped[:, :, :-1]
+    taps = rows[..., 1:] + rows[..., :-1]
+    padded = functional.pad(features, (1, 1, 1, 1), mode="replicate")
+    return functional.conv_transpose2d(padded, taps.transpose(0, 1), bias, stride=2, padding=3)
 
 
 class ChainedResidualPooling(nn.Module):
@@ -49,14 +58,27 @@ class DepthLevel(nn.Module):
         self.merge = reflected_convolution(width, width)
         self.disparity = reflected_convolution(width, 1)
 
-    def forward(self, feature: Tensor, coarser: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Features `[B, width, 2h, 2w]` and disparity `[B, 1, 2h, 2w]` in (0, 1) of a feature map `[B, C, h, w]`."""
-        joined = torch.cat([self.reduce(feature), *coarser], dim=1)
-        features = functional.leaky_relu(self.join(joined), 0.01)
+    def forward(self, feature: Tensor, coarser: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Features `[B, width, h, w]` and disparity `[B, 1, 2h, 2w]` in (0, 1) of a feature map `[B, C, h, w]`.
+
+        coarser: the same of the level below, whose features are to be doubled in size; None at the lowest.
+        """
+        features = functional.leaky_relu(self.joined(self.reduce(feature), coarser), 0.01)
         features = functional.leaky_relu(self.merge(self.pooling(features)), 0.01)
-        features = upsample(features)
+        disparity = convolve_upsampled(features, self.disparity.weight, self.disparity.bias)
         # The sigmoid in float32: under bfloat16 its output would have three digits.
-        return features, self.disparity(features).float().sigmoid()
+        return features, disparity.float().sigmoid()
+
+    def joined(self, reduced: Tensor, coarser: tuple[Tensor, Tensor] | None) -> Tensor:
+        """`join` of the reduced feature, the coarser level's features at twice their size, and its disparity."""
+        if coarser is None:
+            return self.join(reduced)
+        features, disparity = coarser
+        of_reduced, of_features, of_disparity = self.join.weight.split([reduced.shape[1], features.shape[1], 1], dim=1)
+        fine = torch.cat([reduced, disparity.to(reduced.dtype)], dim=1)
+        fine = functional.pad(fine, (1, 1, 1, 1), mode="reflect")
+        fine = functional.conv2d(fine, torch.cat([of_reduced, of_disparity], dim=1), self.join.bias)
+        return fine + convolve_upsampled(features, of_features)
 
 
 class DepthDecoder(nn.Module):
@@ -83,11 +105,10 @@ class DepthDecoder(nn.Module):
         """Disparities `[B, 1, H/2, W/2]` .. `[B, 1, H/16, W/16]` in (0, 1), finest first."""
         entries = [features[1], features[2], self.dropout(features[3]), self.dropout(features[4])]
         disparities: list[Tensor] = []
-        coarser: list[Tensor] = []
+        coarser = None
         for level, entry in zip(reversed(self.levels), reversed(entries), strict=True):
-            refined, disparity = level(entry, coarser)
-            disparities.insert(0, disparity)
-            coarser = [refined, disparity.to(refined.dtype)]
+            coarser = level(entry, coarser)
+            disparities.insert(0, coarser[1])
         return tuple(disparities)
 
 
@@ -125,7 +146,7 @@ class FeatureDecoder(nn.Module):
         hidden, images = features[-1], []
         for level in reversed(range(len(self.enter))):
             hidden = functional.elu(self.enter[level](hidden))
-            hidden = functional.elu(self.refine[level](upsample(hidden)))
+            hidden = functional.elu(convolve_upsampled(hidden, self.refine[level].weight, self.refine[level].bias))
             if level < len(self.image):
                 images.insert(0, self.image[level](hidden).float().sigmoid())
         return tuple(images)
