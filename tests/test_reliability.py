@@ -326,7 +326,7 @@ class TestSignals:
         (saved,) = checkpoints(run_directory / "checkpoints")
         assert {path.name for path in saved.iterdir()} >= {"random_states_0.pkl", "random_states_1.pkl"}
         arguments = ["train.py", "--cpu", "--config", config_file, *INTERRUPTIBLE, f"run.directory={run_directory}"]
-        succeeded(run_program_process([*arguments, "--resume"], processes=2))
+        succeeded(run_program_process([*arguments, "data.workers=0", "--resume"], processes=2))
         trained = [line for line in read_metrics(two_process_run) if line["split"] == "validation"][-1]["loss"]
         assert [line for line in read_metrics(run_directory) if line["split"] == "validation"][-1]["loss"] == trained
         one, other = weights(two_process_run), weights(run_directory)

@@ -172,7 +172,7 @@ class TestSeveralProcesses:
         assert [line["samples"] for line in lines if line["split"] == "validation"] == [5, 5]
 
         interrupted = interrupted_copy(two_process_run, tmp_path / "interrupted", step=2)
-        options = ["train.py", "--cpu", "--config", config_file, *INTERRUPTIBLE]
+        options = ["train.py", "--cpu", "--config", config_file, *INTERRUPTIBLE, "data.workers=3"]
         options += [f"run.directory={interrupted}", "--resume"]
         result = succeeded(run_program_process(options, processes=2))
         assert "continued from" in result.out and "2 x cpu" in result.out
