@@ -209,9 +209,9 @@ class TestCheckpointFolder:
         return path
 
     def test_order_is_by_content(self, tmp_path: Path) -> None:
-        paths = [self.write(tmp_path, name, step) for name, step in (("step_9", 30), ("step_10", 20), ("step_x", 40))]
-        os.utime(paths[1], (2e9, 2e9))
-        assert checkpoints(tmp_path) == [paths[1], paths[0], paths[2]]
+        paths = [self.write(tmp_path, name, step) for name, step in (("step_9", 10), ("step_10", 30), ("step_2", 20))]
+        os.utime(paths[0], (2e9, 2e9))
+        assert checkpoints(tmp_path) == [paths[0], paths[2], paths[1]]
 
     def test_damaged_ones_do_not_count_and_the_last_good_one_stays(self, tmp_path: Path) -> None:
         good = [self.write(tmp_path, f"step_{step}", step) for step in (1, 2)]
