@@ -311,8 +311,9 @@ class TestSignals:
         assert (tmp_path / "0").read_text() == "143"
         assert len(checkpoints(run_directory / "checkpoints")) == 1
 
-    def test_launcher_of_two_processes_is_told_to_terminate(
-        self, two_process_run: Path, config_file: Path, run_directory: Path, tmp_path: Path
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, "143"), (signal.SIGINT, "130")])
+    def test_launcher_of_two_processes_is_told_to_stop(
+        self, two_process_run: Path, config_file: Path, run_directory: Path, tmp_path: Path, number: int, code: str
     ) -> None:
         codes = tmp_path / "codes"
         codes.mkdir()
@@ -320,9 +321,9 @@ class TestSignals:
         command = [FAULTY, "none", 0, 0, "--", "--cpu", "--config", config_file, *options]
         with Started(command, tmp_path / "log", processes=2, EXIT_CODES=str(codes)) as run:
             run.wait_until((run_directory / "metrics.jsonl").exists)
-            os.kill(run.process.pid, signal.SIGTERM)
+            os.kill(run.process.pid, number)
             run.end(GRACE)
-        assert {path.name: path.read_text() for path in codes.iterdir()} == {"0": "143", "1": "143"}
+        assert {path.name: path.read_text() for path in codes.iterdir()} == {"0": code, "1": code}
         (saved,) = checkpoints(run_directory / "checkpoints")
         assert {path.name for path in saved.iterdir()} >= {"random_states_0.pkl", "random_states_1.pkl"}
         arguments = ["train.py", "--cpu", "--config", config_file, *INTERRUPTIBLE, f"run.directory={run_directory}"]
