@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ Answer = TypeVar("Answer")
 NOTHING, SAVE, INTERRUPT, TERMINATE = range(4)
 EXIT_CODES = {INTERRUPT: 130, TERMINATE: 143}
 ASKED_BY = {signal.SIGUSR1: SAVE, signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
-LAUNCHERS = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}  # variables of torchrun and accelerate launch
+LAUNCHER = re.compile(rb"[^\0]*python[^\0]*\0.*(accelerate|torchrun|torch\.distributed)", re.DOTALL)  # its command line
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 AGREE_SECONDS = 1.0  # processes agree about this often, but at least every tenth step
 AGREE_STEPS = 10
@@ -41,11 +42,14 @@ def end_with_launcher() -> None:
     Launchers start their processes in sessions of their own, and one that was killed takes none of them along. To be
     called first, before anything waits for the launcher; ends the process where that is gone already.
     """
-    if sys.platform != "linux" or not LAUNCHERS & os.environ.keys():
+    if sys.platform != "linux":
         return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    is_elastic = "TORCHELASTIC_RUN_ID" in os.environ
+    if is_elastic or LAUNCHER.match(parent):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # An orphan's parent is the first process of the system or container; a launcher is a Python program.
-    if b"python" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+    if is_elastic and b"python" not in parent.partition(b"\0")[0]:
         sys.exit(EXIT_CODES[TERMINATE])
 
 

@@ -290,6 +290,14 @@ class TestSignals:
                 os.kill(run.process.pid, signal.SIGINT)
             assert run.end(10) == 130
 
+    @pytest.mark.parametrize(("variable", "code"), [("ACCELERATE_MIXED_PRECISION", 0), ("TORCHELASTIC_RUN_ID", 143)])
+    def test_an_orphan_of_a_launcher_ends_and_a_child_of_a_shell_does_not(self, variable: str, code: int) -> None:
+        """Accelerate's variables may be set in anybody's shell; those of torchrun come from torchrun."""
+        program = "from featdepth.processes import end_with_launcher; end_with_launcher()"
+        command = ["bash", "-c", f"'{sys.executable}' -c '{program}'; exit $?"]
+        environment = program_environment() | {variable: "no"}
+        assert subprocess.run(command, env=environment, cwd=REPOSITORY, check=False).returncode == code
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_launcher_of_one_process_ends(
         self, config_file: Path, run_directory: Path, tmp_path: Path, number: int
