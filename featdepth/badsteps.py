@@ -13,8 +13,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from featdepth.errors import FailedElsewhere, InputError
+from featdepth.errors import InputError
 from featdepth.files import write_text
+from featdepth.processes import together
 
 RECORD = "bad_steps.json"
 
@@ -76,12 +77,15 @@ class BadSteps:
         steps: dict[int, list[str]] = {}
         for step, indices in (entry for process in gather_object([bad]) for entry in process):
             steps.setdefault(step, []).extend(str(names[index]) for index in indices)
-        record = directory / RECORD
-        if accelerator.is_main_process:
+
+        def end() -> None:
+            record = directory / RECORD
             content = [{"step": step, "samples": samples} for step, samples in sorted(steps.items())]
             write_text(record, json.dumps(content, indent=1) + "\n")
-        accelerator.wait_for_everyone()
-        raise (InputError if accelerator.is_main_process else FailedElsewhere)(
-            f"step {max(steps)}: loss or gradient was not finite {int(self.longest)} times in a row; {record} names "
-            "the samples; look at them, or lower optimizer.lr, and continue with --resume: the weights are still good"
-        )
+            raise InputError(
+                f"step {max(steps)}: loss or gradient was not finite {int(self.longest)} times in a row; {record} "
+                "names the samples; look at them, or lower optimizer.lr, and continue with --resume: the weights are "
+                "still good"
+            )
+
+        together(accelerator, end, main_only=True)

@@ -128,9 +128,8 @@ def read_manifest(folder: Path) -> dict:
             path = folder / name
             if path.parent != folder or path.is_symlink() or not path.is_file():
                 raise ValueError(f"{name[:80]!r} is not a file of it")
-            size, _ = file["bytes"], file["sha256"]
-            if path.stat().st_size != size:
-                raise ValueError(f"{name} has {path.stat().st_size} bytes, not {size}")
+            if not isinstance(file["sha256"], str) or path.stat().st_size != file["bytes"]:
+                raise ValueError(f"{name} has {path.stat().st_size} bytes, not {file['bytes']}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else error
         raise InputError(f"{folder / MANIFEST}: not whole ({' '.join(str(reason).split())[:200]})") from error

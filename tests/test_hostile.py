@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile_pickle import Touch
 from kitti_tree import DAY, SIZE, drive_name, make_config, write_calibration, write_drive, write_list
+from mutations import chunks_of, png_of
 from PIL import Image
-from test_fuzz import chunks_of, png_of
 from tiny_models import tiny_config, tiny_model
 
 from featdepth import import_weights
@@ -43,16 +44,6 @@ from featdepth.torch_files import check_torch_archive, read_torch_file
 TIME_LIMIT = 30  # seconds
 MEMORY_LIMIT = 200 << 20  # bytes that a refusal may take
 DRIVE = drive_name(1)
-
-
-class Touch:
-    """Unpickling it makes a file: what a hostile file could do."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
 
 
 class Calls:
@@ -465,7 +456,7 @@ def test_what_a_checkpoint_holds_passes(tmp_path):
     numbers = {"numpy": np.random.get_state(), "torch": torch.get_rng_state(), "python": random.getstate()}  # noqa: NPY002
     for content in (optimizer.state_dict(), numbers, {"step": 3, "best": 0.5}):
         torch.save(content, tmp_path / "optimizer.bin")
-        check_torch_archive(tmp_path / "optimizer.bin")
+        assert check_torch_archive(tmp_path / "optimizer.bin") is None
 
 
 def test_a_compressed_archive_is_refused_before_it_grows(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 import signal
@@ -27,6 +26,7 @@ from conftest import (
     run_program_process,
     succeeded,
 )
+from hostile_pickle import Touch
 from process_families import family
 from run_records import differences, interrupted_copy, read_metrics, weights
 
@@ -179,24 +179,12 @@ class TestExactResume:
         interrupted_copy(finished_run, run_directory, step=2)
         folder = run_directory / "checkpoints" / "step_2"
         marker = tmp_path / MARKER
-        torch.save(Payload(marker), folder / name)
-        pickle.loads(pickle.dumps(Payload(tmp_path / "shown")))
-        assert (tmp_path / "shown").exists()
+        torch.save(Touch(marker), folder / name)
         manifest = json.loads((folder / MANIFEST).read_text())
         manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)}
         (folder / MANIFEST).write_text(json.dumps(manifest))
         assert str(folder) in continue_here(config_file, run_directory).error_line()
         assert not marker.exists()
-
-
-class Payload:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.mkdir, (self.path,)
 
 
 class TestCheckpointFolder:
