@@ -15,13 +15,15 @@ from featdepth.run import versions
 # What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
 FREE = {
     *("data.root", "data.split", "data.train_files", "data.val_files", "data.test_files"),
-    *("data.workers", "data.cache", "data.ground_truth_cache", "data.skip_bad_frames", "data.allow_leakage"),
+    *("data.workers", "data.cache", "data.cache_gb", "data.ground_truth_cache"),
+    *("data.skip_bad_frames", "data.allow_leakage"),
     *("train.epochs", "train.max_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
     *("train.panel_samples", "train.max_bad_steps", "train.timeout"),
+    "train.gradient_checkpointing",
 }
 FREE_SECTIONS = ("run.", "evaluate.")
 # What rounding may depend on.
-NOTED = {"versions", "threads"}
+NOTED = {"versions", "threads", "compilation"}
 
 OTHER_STEPS = "each step is made of other samples"
 OTHER_NETWORKS = "the networks are others than those that were trained"
@@ -55,6 +57,7 @@ def circumstances(
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
+        "compilation": accelerator.state.dynamo_plugin.backend.value.lower(),
         "training samples": fingerprint(training),
         "validation samples": fingerprint(validation),
         "versions": versions()[-1],

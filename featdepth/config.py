@@ -52,7 +52,8 @@ class Data:
     flip: float = 0.5  # probability of mirroring a training sample
     colour_jitter: float = 0.5  # probability of colour jitter of a training sample
     workers: int = 4  # loader processes of each training process
-    cache: str | None = None  # folder of decoded frames
+    cache: str | None = None  # folder that keeps decoded frames (featdepth.data.cache); null: decode each time
+    cache_gb: float | None = None  # GB at which nothing more is added to it; null: what leaves 1 GB of the disk free
     ground_truth_cache: str | None = None  # folder for depth maps made from scans; null: chosen by the data set
     skip_bad_frames: bool = False  # replace unreadable samples and count them, instead of stopping
     allow_leakage: bool = False  # train on test drives; marks model and results CONTAMINATED
@@ -114,6 +115,7 @@ class Train:
     max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite: at so many the run ends
     timeout: int = 600  # seconds that a process waits for the others before it gives up
     sync_batch_norm: bool = True  # batch statistics over all GPUs
+    gradient_checkpointing: bool = False  # less memory for more time: backward recomputes activations; same values
     panel_samples: int = 4  # validation samples shown in images/
 
 

@@ -35,6 +35,7 @@ CHOICES = {
     "evaluate.crop": ("garg", "none"),
 }
 POSITIVE = (
+    "data.cache_gb",
     "model.decoder_width",
     "model.min_depth",
     "model.metres_per_unit",
@@ -91,8 +92,6 @@ def problems(config: Config, check_files: bool, training: bool) -> Problems:
     yield from check_choices(config)
     yield from check_ranges(config)
     yield from check_run(config)
-    if config.data.cache is not None:
-        yield "data.cache", "is not supported yet; set it to null"
     yield from check_frames(config)
     yield from check_sizes(config)
     yield from check_model(config, training)
@@ -151,6 +150,10 @@ def check_run(config: Config) -> Problems:
         yield "run.name", f"is {shown(name)}, it must be a plain file name; run.directory says where the run goes"
     if not config.run.directory:
         yield "run.directory", "is empty; write null for runs/<name>"
+    if config.data.cache == "":
+        yield "data.cache", "is empty; write null for no cache"
+    if config.data.cache is None and config.data.cache_gb is not None:
+        yield "data.cache_gb", "is set without data.cache, the folder that it limits"
     for tracker in config.run.trackers:
         if tracker not in TRACKERS:
             yield "run.trackers", f"has {shown(tracker)}, expected {one_of(tracker, TRACKERS)}"
@@ -231,6 +234,8 @@ def check_data_files(config: Config) -> Problems:
         yield "data.root", "is not set: the folder of the data set, as in data.root=/data/kitti_raw"
     elif not os.path.isdir(data.root):
         yield "data.root", f"is {shown(data.root)}: no such folder; set it to the folder of the data set"
+    if data.cache is not None and os.path.exists(data.cache) and not os.path.isdir(data.cache):
+        yield "data.cache", f"is {shown(data.cache)}, which is no folder"
     if data.split != "eigen" and not os.path.isdir(data.split):
         yield "data.split", f"is {shown(data.split)}, neither eigen nor a folder with list files"
     for key in ("train_files", "val_files", "test_files"):

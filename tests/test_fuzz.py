@@ -33,6 +33,7 @@ from featdepth.checkpoint import MANIFEST, Progress, digest, resume, save_checkp
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
 from featdepth.data.calibration import Calibration
+from featdepth.data.frame_cache import FrameCache
 from featdepth.data.ground_truth import cached_lidar_depth, lidar_depth, read_scan
 from featdepth.data.images import load_depth_image, load_image
 from featdepth.data.splits import Sample, read_list
@@ -164,6 +165,19 @@ def read_cached(folder: Path) -> None:
     assert np.array_equal(depth, lidar_depth(folder / "scan.bin", calibration, "l"))
 
 
+def read_cached_frames(folder: Path) -> None:
+    """A damaged frame is decoded again, so the answer is always the same."""
+    cache = FrameCache(folder / "cache", (32, 96))
+    for path in sorted(folder.glob("*.png")):
+        assert torch.equal(cache.load(path, SIZE), load_image(path, (32, 96), SIZE))
+
+
+def write_cached_frames(folder: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        write_image(folder, name)
+    read_cached_frames(folder)
+
+
 def write_cached(folder: Path) -> None:
     write_scan(folder)
     read_cached(folder)
@@ -282,6 +296,7 @@ KINDS = {
     "image.jpg": Kind(lambda folder: write_image(folder, "a.jpg"), lambda folder: read_image(folder, "a.jpg"), BYTES),
     "depth image": Kind(write_depth_image, read_depth_image, (*BYTES, *[change_chunk] * 8)),
     "depth cache": Kind(write_cached, read_cached, (*BYTES, *[replace_header] * 4)),
+    "frame cache": Kind(write_cached_frames, read_cached_frames, (*BYTES, *TEXT)),
     "model configuration": Kind(write_model, read_model, (*TEXT, *[replace_value] * 14), count=80, named="model"),
     "weights": Kind(write_weights, read_weights, (*BYTES, *[replace_header] * 8)),
     "torch archive": Kind(
@@ -301,6 +316,7 @@ DAMAGED = {
     "overrides": "overrides",
     "scan": "scan.bin",
     "depth cache": "cache/*/*.safetensors",
+    "frame cache": "cache/*/*",
     "model configuration": "model/config.json",
     "weights": "model.safetensors",
     "forged checkpoint": "checkpoints/step_3/*.[!j]*",

@@ -8,16 +8,20 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional
 
 from featdepth.errors import InputError
 from featdepth.files import read_bytes
 
+FILTER = "triangle"  # of `load_image`
+REMEMBERED = 16  # frames
 LARGEST_FILE = 256 << 20  # bytes
 LARGEST_IMAGE = 100_000_000  # pixels; a header that claims more is refused before anything is allocated
 # What Pillow raises for files that are damaged in one way or another.
@@ -31,10 +35,17 @@ def load_image(path: str | Path, size: tuple[int, int], expected_size: tuple[int
     read, claims more than 100 million pixels or has another size.
     """
     with decoded(path, ("PNG", "JPEG"), expected_size) as image:
-        pixels = image.convert("RGB")
-    # A triangle filter as wide as the reduction: free of aliasing, no overshoot, half the time of Lanczos.
-    pixels = pixels.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    # A triangle as wide as the reduction: free of aliasing, no overshoot. With the channels innermost, as they come,
+    # torch takes a quarter of Pillow's time for it, and a tenth of what Lanczos takes there.
+    channels_last = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return functional.interpolate(channels_last, size, mode="bilinear", antialias=True)[0].contiguous()
+
+
+@lru_cache(maxsize=REMEMBERED)
+def load_recent_image(path: str, size: tuple[int, int], expected_size: tuple[int, int]) -> Tensor:
+    """`load_image`, which remembers the last few: consecutive samples share most of their frames. Not to be changed."""
+    return load_image(path, size, expected_size)
 
 
 def load_depth_image(path: str | Path, expected_size: tuple[int, int]) -> np.ndarray:

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featdepth.data.calibration import Calibration
+from featdepth.data.frame_cache import FrameCache
 from featdepth.data.ground_truth import cached_lidar_depth, writable_cache_folder
-from featdepth.data.images import load_depth_image, load_image
+from featdepth.data.images import load_depth_image, load_image, load_recent_image
 from featdepth.data.kitti_files import KittiFiles
 from featdepth.data.splits import (
     Sample,
@@ -74,6 +75,8 @@ class KittiRaw(Dataset):
             with_depth = not self.is_training and any(self.depth_path(sample) for sample in self.samples)
         self.with_depth = with_depth
         self.prepare_cameras()
+        cache = config.data.cache
+        self.cache = None if cache is None else FrameCache(cache, self.size, config.data.cache_gb)
 
     def find_samples(self, config: Config, part: str, require_depth: bool) -> None:
         """The part's samples that have all their frames, and ground truth where that is required; counts the others."""
@@ -141,6 +144,8 @@ class KittiRaw(Dataset):
             text += f", {self.without_depth} left out (no ground truth)"
         if self.with_depth and not self.improved and self.cache_folder is None:
             text += ", ground truth not cached (set data.ground_truth_cache to a folder that can be written to)"
+        if self.cache is not None:
+            text += f"\n  cached   {self.cache.describe(len(self.image_files()))}"
         return text
 
     def set_epoch(self, epoch: int) -> None:
@@ -183,9 +188,7 @@ class KittiRaw(Dataset):
     def load(self, sample: Sample) -> dict[str, Tensor]:
         """Images, camera and ground truth of a sample."""
         camera = (sample.date, sample.side)
-        images = [
-            load_image(self.image_path(sample, frame), self.size, self.native_sizes[camera]) for frame in self.frames
-        ]
+        images = [self.load_frame(self.image_path(sample, frame), camera) for frame in self.frames]
         item = {"images": torch.stack(images), "intrinsics": self.intrinsics[camera].clone()}
         if STEREO in self.frames:
             item["stereo_pose"] = self.stereo_poses[camera].clone()
@@ -195,6 +198,22 @@ class KittiRaw(Dataset):
             item["depth"][:height, :width] = torch.from_numpy(self.load_depth(sample))
             item["depth_size"] = torch.tensor([height, width])
         return item
+
+    def load_frame(self, path: str, camera: tuple[str, str]) -> Tensor:
+        """The image at `path` of a camera (date, side), uint8 `[3, H, W]`."""
+        size = self.native_sizes[camera]
+        if self.cache is not None:
+            return self.cache.load(path, size)
+        # In training's order neighbours are far apart; else consecutive samples have most frames in common.
+        return load_image(path, self.size, size) if self.is_training else load_recent_image(path, self.size, size)
+
+    def image_files(self) -> dict[str, tuple[int, int]]:
+        """All images that the samples need, with the size (height, width) that each must have."""
+        return {
+            self.image_path(sample, frame): self.native_sizes[sample.date, sample.side]
+            for sample in self.samples
+            for frame in self.frames
+        }
 
     def load_depth(self, sample: Sample) -> np.ndarray:
         """Ground truth float32 `[h, w]` (metres, 0 = none) at the camera's native size; all 0 where there is none."""
