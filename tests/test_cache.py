@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 import signal
@@ -27,6 +26,7 @@ from featdepth.data import build_dataset, frame_cache, images
 from featdepth.data import cache as program
 from featdepth.data.frame_cache import FrameCache
 from featdepth.data.images import load_image
+from featdepth.data.shards import used_bytes
 from featdepth.errors import InputError
 
 DRIVE = drive_name(1)
@@ -217,7 +217,7 @@ class TestDamage:
             path.write_text("not the cache's")
         old = tree / "frames" / "64x96-triangle-0"
         old.mkdir()
-        (old / "aaaaaaaaaaaaaaaa.index").write_text(json.dumps([0, str(paths[2]), 1, 2, 40, 120]) + "\n")
+        (old / "aaaaaaaaaaaaaaaa.index").write_text(f'00000000 ["{paths[2]}", 1, 2, 40, 120]\n')
         (old / "aaaaaaaaaaaaaaaa.frames").write_bytes(bytes(FRAME_BYTES))
 
         result = run_cache(tree, "--check")
@@ -241,7 +241,7 @@ class TestSize:
         limit = 5.5 * FRAME_BYTES / 1e9
         cache = open_cache(tree, limit)
         assert_same_frames(tree, cache)
-        assert frames_in(tree) == 5 and frame_cache.used_bytes(tree / "frames") <= limit * 1e9
+        assert frames_in(tree) == 5 and used_bytes(tree / "frames") <= limit * 1e9
         assert_same_frames(tree, cache)
         assert len(decoded) == 12 + 7
         data = build_dataset(cached_config(tree, cache_gb=limit), "train")

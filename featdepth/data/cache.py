@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
-from featdepth.data.frame_cache import (
-    FrameCache,
+from featdepth.data.frame_cache import FrameCache
+from featdepth.data.shards import (
     Source,
     frame_size,
     identify,
