@@ -27,7 +27,7 @@ from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
-from featdepth.run import RunDirectory, device_name, make_accelerator, versions
+from featdepth.run import RunDirectory, bare_model, compilation, compiled, device_name, make_accelerator, versions
 from featdepth.schedule import learning_rate
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
@@ -62,6 +62,9 @@ def main() -> None:
     model, optimizer, train_loader, validation_loader = accelerator.prepare(
         model, optimizer, train_loader, validation_loader
     )
+    bare = bare_model(accelerator, model)
+    # Where the launcher asks for it Accelerate has compiled the networks; what surrounds them is compiled here.
+    augment_batch, losses_of = compiled(accelerator, augment), compiled(accelerator, compute_losses)
     if len(train_loader) == 0:
         raise InputError(
             f"train.batch_size {config.train.batch_size} x {accelerator.num_processes} processes is more than the "
@@ -90,16 +93,14 @@ def main() -> None:
         accelerator.init_trackers("featdepth", config=flat_config(config))
     interval = IntervalLog(accelerator)
     interval.restore(progress.interval)
-    bad_steps = BadSteps(
-        accelerator.unwrap_model(model), optimizer.optimizer, config.train.max_bad_steps, progress.bad_in_a_row
-    )
+    bad_steps = BadSteps(bare, optimizer.optimizer, config.train.max_bad_steps, progress.bad_in_a_row)
     requests = Requests(accelerator, timedelta(seconds=config.train.timeout))
 
     batch_size = config.train.batch_size * accelerator.num_processes * config.train.accumulate
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
-        f"precision {accelerator.mixed_precision}\n"
+        f"precision {accelerator.mixed_precision}, compilation {compilation(accelerator)}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
@@ -122,7 +123,6 @@ def main() -> None:
         def write() -> None:
             bar.write(log_line(line))
             metrics.write(line)
-            bare = accelerator.unwrap_model(model, keep_torch_compile=False)
             path = directory / f"images/step_{progress.step:07d}.png"
             draw_panel(bare, validation_data, config, accelerator.device, path)
             bare.save_pretrained(directory / "model_last")
@@ -151,9 +151,9 @@ def main() -> None:
         for batch in batches:
             waited = time.perf_counter() - asked
             with accelerator.accumulate(model):
-                batch = augment(batch)
+                batch = augment_batch(batch)
                 prediction = model(batch)
-                losses = compute_losses(prediction, batch, config)
+                losses = losses_of(prediction, batch, config)
                 loss = torch.stack(list(losses.values())).sum(0).mean()
                 accelerator.backward(propagate(loss))
                 if accelerator.sync_gradients:
@@ -205,6 +205,7 @@ def main() -> None:
             config,
             with_depth=scores_depth(validation_data, config),
             interrupted=lambda: requests.agreed(at_once=True) > SAVE,
+            losses_of=losses_of,
         )
         if result is None:
             break

@@ -1,35 +1,54 @@
 """Time and memory of a training step as a multiple of the bare networks.
 
-python benchmarks/step_time.py [--objectives feature_metric joint ...] [--height 192 --width 640 --batch 2]
-    [--repeat 7] [--precision bfloat16] [--compile] [--cpu] [--json FILE]
+python benchmarks/step_time.py [--objectives feature_metric joint ...] [--sizes 192x640 320x1024] [--batches 1 2 4]
+    [--precisions float32 bfloat16] [--compile] [--levers] [--repeat 7] [--cpu] [--json FILE]
 
 A step is everything between two batches: augmentation, forward, losses, backward, clipping, Adam. The bare networks
 are the depth network once and the pose network once for each pair (and the autoencoder, where the objective trains it),
 forward and backward of a trivial sum, channels-last, without an optimizer; "plain" is their plain form, in which the
-decoders convolve maps that were doubled in size before. Ratios are to the plain form. Rounds are interleaved, so that
-a noisy machine slows all rows alike; medians, and ratios within a round. Peak memory is that of a process of its own.
+decoders convolve maps that were doubled in size before. "x bare" is the ratio to the plain form of the same objective,
+precision, size and batch; "x step" that to the ordinary step. --compile adds the step with its objective compiled, and
+with networks and augmentation compiled too; --levers what saves memory: recomputed activations, and the batch in passes
+of one sample. On a GPU bfloat16 and the compiled steps are measured unless told otherwise. The rows of one objective
+and precision are interleaved, so that a noisy machine slows them alike; medians, and ratios within a round. Peak memory
+is that of a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import re
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from measure import (
+    PRECISIONS,
+    WARM_UP,
+    Column,
+    add_variants,
+    choose_variants,
+    compiled,
+    device_of,
+    finish,
+    heading,
+    interleaved,
+    make_parser,
+    median_ratio,
+    peak_memory,
+    run_python,
+    size,
+    start,
+    table_line,
+)
 from torch import Tensor
 from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from featdepth.badsteps import BadSteps, propagate
 from featdepth.config import Config, Data, Model
@@ -40,74 +59,126 @@ from featdepth.objective import compute_losses
 
 FRAMES = [0, -1, 1]
 OBJECTIVES = ("photometric", "autoencoder", "feature_metric", "joint")
-PRECISIONS = {"float32": "no", "bfloat16": "bf16"}
-WARM_UP = 2
+COLUMNS = [
+    Column("seconds", "s/step", 4),
+    Column("times_bare", "x bare", 3),
+    Column("times_step", "x step", 3),
+    Column("images_per_second", "images/s", 2),
+    Column("peak_gb", "peak GB", 2),
+]
+
+
+class Case(NamedTuple):
+    """What a step is measured for; sizes in pixels."""
+
+    height: int
+    width: int
+    batch: int
+    objective: str
+    precision: str
+    layers: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, repeat=7)
     parser.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES)
-    parser.add_argument("--height", type=int, default=192)
-    parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="float32")
-    parser.add_argument("--compile", action="store_true", help="add rows with the objective compiled")
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--sizes", nargs="+", type=size, default=[(192, 640)], metavar="HEIGHTxWIDTH")
+    parser.add_argument("--batches", nargs="+", type=int, default=[2])
+    add_variants(parser)
+    parser.add_argument("--levers", action="store_true", help="add steps that save memory")
+    parser.add_argument("--layers", type=int, default=50, help="of the depth network's and the autoencoder's ResNet")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one row, for its peak memory
     arguments = parser.parse_args()
-    accelerator = Accelerator(cpu=arguments.cpu, mixed_precision=PRECISIONS[arguments.precision])
+    device = device_of(arguments)
+    choose_variants(arguments, device)
     if arguments.only:
-        run = rows(arguments, accelerator, only=arguments.only)[arguments.only]
-        for _ in range(WARM_UP):
-            run()
-        print(peak_memory(accelerator.device))
+        measure_memory(arguments, device)
         return
 
-    runs = rows(arguments, accelerator)
-    seconds = interleaved(runs, arguments.repeat, accelerator.device)
-    result = {"machine": machine(accelerator.device), "torch": torch.__version__, "rows": {}}
-    print(f"{result['machine']}, torch {torch.__version__}, {arguments.precision}")
-    print(f"batch {arguments.batch} of {arguments.height}x{arguments.width}, {len(FRAMES)} frames; ResNet-50 and -18")
-    print(f"{'':32}{'s/step':>9}{'x bare':>9}{'images/s':>10}{'peak GB':>9}")
+    networks = f"ResNet-{arguments.layers} and -18"
+    result = start(device, {"frames": len(FRAMES), "networks": networks, "rounds": arguments.repeat})
+    result["rows"] = []
+    for (height, width), batch in product(arguments.sizes, arguments.batches):
+        print(f"\nbatch {batch} of {height}x{width}\n{heading(COLUMNS)}", flush=True)
+        for objective, precision in product(arguments.objectives, arguments.precisions):
+            case = Case(height, width, batch, objective, precision, arguments.layers)
+            for name, row in measure_time(case, arguments, device).items():
+                row["peak_gb"] = memory_of(name, case, arguments)
+                result["rows"].append({"name": name, **case._asdict(), **row})
+                print(table_line(f"{objective}, {name}{mark(precision)}", row, COLUMNS), flush=True)
+    finish(result, arguments)
+
+
+def mark(precision: str) -> str:
+    """What the name of a row says about its precision."""
+    return "" if precision == "float32" else ", bf16"
+
+
+def measure_time(case: Case, arguments: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
+    """The figures of each row but its memory."""
+    accelerator = accelerator_for(case, device)
+    runs = {name: make(case, accelerator) for name, make in makers(case, arguments).items()}
+    seconds = interleaved(runs, arguments.repeat, device)
+    rows = {}
     for name, values in seconds.items():
-        bare = seconds[f"{name.split(',')[0]}, bare, plain"]
-        row = {
-            "seconds": statistics.median(values),
-            "times_bare": statistics.median(own / other for own, other in zip(values, bare, strict=True)),
-            "images_per_second": arguments.batch / statistics.median(values),
-            "peak_gb": memory_of(name),
-        }
-        result["rows"][name] = row
-        print(
-            f"{name:32}{row['seconds']:9.3f}{row['times_bare']:9.3f}{row['images_per_second']:10.2f}{row['peak_gb']:9.2f}"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        middle = statistics.median(values)
+        rows[name] = {"seconds": middle, "images_per_second": case.batch / middle}
+        rows[name]["times_bare"] = median_ratio(values, seconds["bare, plain"])
+        if name.startswith("step, "):
+            rows[name]["times_step"] = median_ratio(values, seconds["step"])
+    if device.type == "cuda":
+        del runs
+        torch.cuda.empty_cache()  # what is kept here the processes that measure memory would lack
+    return rows
 
 
-def rows(
-    arguments: argparse.Namespace, accelerator: Accelerator, only: str | None = None
-) -> dict[str, Callable[[], object]]:
-    """What is timed, by name: for each objective its bare networks and its step, plain and compiled."""
-    runs = {}
-    for objective in arguments.objectives:
-        made = {
-            f"{objective}, bare, plain": plain_networks,
-            f"{objective}, bare": bare_networks,
-            f"{objective}, step": training_step,
-        }
-        if arguments.compile:
-            made[f"{objective}, step, compiled"] = compiled_step
-        runs |= {name: make(objective, arguments, accelerator) for name, make in made.items() if only in (None, name)}
-    return runs
+def memory_of(name: str, case: Case, arguments: argparse.Namespace) -> float:
+    """Peak memory in GB of a process that does nothing but this row."""
+    words = ["--sizes", f"{case.height}x{case.width}", "--batches", case.batch, "--objectives", case.objective]
+    words += ["--precisions", case.precision, "--layers", case.layers, "--compile", "--levers"]
+    words += ["--cpu"] if arguments.cpu else []
+    return float(run_python([Path(__file__).resolve(), *words, "--only", name]).split()[-1])
 
 
-def configuration(objective: str, arguments: argparse.Namespace) -> Config:
-    size = {"height": arguments.height, "width": arguments.width}
-    model = Model(objective=objective, pretrained=False, pose_size=None, metres_per_unit=None)
-    return Config(data=Data(root=".", frames=FRAMES, **size), model=model)
+def measure_memory(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Print the peak memory in GB of the one row."""
+    (height, width), batch = arguments.sizes[0], arguments.batches[0]
+    case = Case(height, width, batch, arguments.objectives[0], arguments.precisions[0], arguments.layers)
+    run = makers(case, arguments)[arguments.only](case, accelerator_for(case, device))
+    for _ in range(WARM_UP):
+        run()
+    print(peak_memory(device))
+
+
+def accelerator_for(case: Case, device: torch.device) -> Accelerator:
+    """An Accelerator of the case's precision; there is but one at a time in a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[case.precision])
+
+
+def makers(case: Case, arguments: argparse.Namespace) -> dict[str, Callable[[Case, Accelerator], Callable]]:
+    """What is timed, by name: what makes the run of a case."""
+    made = {"bare, plain": plain_networks, "bare": bare_networks, "step": training_step}
+    if arguments.compile:
+        made["step, compiled"] = partial(training_step, compile_objective=True)
+        made["step, all compiled"] = partial(training_step, compile_objective=True, compile_all=True)
+    if arguments.levers:
+        made["step, recomputed"] = partial(training_step, recompute=True)
+    if arguments.levers and case.batch > 1:
+        made["step, accumulated"] = partial(training_step, passes=case.batch)
+    return made
+
+
+def configuration(case: Case) -> Config:
+    settings = Model(
+        objective=case.objective,
+        depth_layers=case.layers,
+        feature_layers=case.layers,
+        pretrained=False,
+        pose_size=None,
+        metres_per_unit=None,
+    )
+    return Config(data=Data(root=".", frames=FRAMES, height=case.height, width=case.width), model=settings)
 
 
 def build(config: Config, device: torch.device) -> FeatDepth:
@@ -116,18 +187,29 @@ def build(config: Config, device: torch.device) -> FeatDepth:
     return model.to(device, memory_format=torch.channels_last).train()
 
 
-def frames_of(arguments: argparse.Namespace, device: torch.device) -> Tensor:
+def make_frames(case: Case, device: torch.device) -> Tensor:
     """Smooth random frames uint8 `[B, F, 3, H, W]`."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(arguments.batch * len(FRAMES), 3, 12, 40, generator=generator)
-    images = functional.interpolate(coarse, (arguments.height, arguments.width), mode="bilinear")
-    return (images.unflatten(0, (arguments.batch, len(FRAMES))) * 255).byte().to(device)
+    coarse = torch.rand(case.batch * len(FRAMES), 3, 12, 40, generator=generator)
+    images = functional.interpolate(coarse, (case.height, case.width), mode="bilinear")
+    return (images.unflatten(0, (case.batch, len(FRAMES))) * 255).byte().to(device)
 
 
-def bare_networks(objective: str, arguments: argparse.Namespace, accelerator: Accelerator) -> Callable[[], object]:
+def make_batch(case: Case, device: torch.device) -> dict[str, Tensor]:
+    """A batch as the loader gives it."""
+    scale = torch.tensor([[case.width], [case.height], [1.0]])
+    intrinsics = torch.tensor([[0.58, 0, 0.5], [0, 1.92, 0.5], [0, 0, 1]]) * scale
+    return {
+        "images": make_frames(case, device),
+        "intrinsics": intrinsics.repeat(case.batch, 1, 1).to(device),
+        "jitter": torch.tensor([[1, 1.1, 0.9, 1.1, 0.05]]).repeat(case.batch, 1).to(device),
+    }
+
+
+def bare_networks(case: Case, accelerator: Accelerator) -> Callable[[], None]:
     """Forward and backward of the networks that the objective trains, each as often as it has to run."""
-    model = build(configuration(objective, arguments), accelerator.device)
-    images = frames_of(arguments, accelerator.device).float() / 255
+    model = build(configuration(case), accelerator.device)
+    images = make_frames(case, accelerator.device).float() / 255
     target, sources = channels_last(images[:, 0]), images[:, 1:].unbind(1)
     pairs = [channels_last(torch.cat([images[:, 0], source], dim=1)) for source in sources]
 
@@ -147,9 +229,9 @@ def bare_networks(objective: str, arguments: argparse.Namespace, accelerator: Ac
     return run
 
 
-def plain_networks(objective: str, arguments: argparse.Namespace, accelerator: Accelerator) -> Callable[[], object]:
+def plain_networks(case: Case, accelerator: Accelerator) -> Callable[[], None]:
     """The same in the plain form."""
-    plain = bare_networks(objective, arguments, accelerator)
+    plain = bare_networks(case, accelerator)
 
     def run() -> None:
         with (
@@ -174,80 +256,38 @@ def joined_plainly(level: decoders.DepthLevel, reduced: Tensor, coarser: tuple[T
 
 
 def training_step(
-    objective: str,
-    arguments: argparse.Namespace,
+    case: Case,
     accelerator: Accelerator,
-    losses_of: Callable = compute_losses,
-) -> Callable[[], object]:
-    """A step of train.py."""
-    config = configuration(objective, arguments)
-    device = accelerator.device
-    model = accelerator.prepare_model(build(config, device))
+    compile_objective: bool = False,
+    compile_all: bool = False,
+    recompute: bool = False,
+    passes: int = 1,
+) -> Callable[[], None]:
+    """A step of train.py; recompute: with gradient checkpointing; passes: that the batch is divided into."""
+    config = configuration(case)
+    model = build(config, accelerator.device)
+    if recompute:
+        model.gradient_checkpointing_enable()
+    model = accelerator.prepare_model(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=1e-5, fused=True)
     bad_steps = BadSteps(model, optimizer, config.train.max_bad_steps)
-    scale = torch.tensor([[arguments.width], [arguments.height], [1.0]])
-    intrinsics = (torch.tensor([[0.58, 0, 0.5], [0, 1.92, 0.5], [0, 0, 1]]) * scale).repeat(arguments.batch, 1, 1)
-    batch = {
-        "images": frames_of(arguments, device),
-        "intrinsics": intrinsics.to(device),
-        "jitter": torch.tensor([[1, 1.1, 0.9, 1.1, 0.05]]).repeat(arguments.batch, 1).to(device),
-    }
+    batch = make_batch(case, accelerator.device)
+    parts = [{key: value[index::passes] for key, value in batch.items()} for index in range(passes)]
+    losses_of = compiled(compute_losses, fullgraph=True) if compile_objective else compute_losses
+    predict, augment_batch = (compiled(model), compiled(augment)) if compile_all else (model, augment)
 
     def run() -> None:
-        augmented = augment(batch)
-        losses = losses_of(model(augmented), augmented, config)
-        propagate(torch.stack(list(losses.values())).sum(0).mean()).backward()
+        for part in parts:
+            augmented = augment_batch(part)
+            losses = losses_of(predict(augmented), augmented, config)
+            propagate(torch.stack(list(losses.values())).sum(0).mean() / passes).backward()
         bad = bad_steps.judge(torch.nn.utils.clip_grad_norm_(trainable, config.optimizer.clip_norm))
         optimizer.step()
         optimizer.zero_grad()
         bad_steps.settle(0, bad)
 
     return run
-
-
-def compiled_step(objective: str, arguments: argparse.Namespace, accelerator: Accelerator) -> Callable[[], object]:
-    """The same with the objective compiled."""
-    return training_step(objective, arguments, accelerator, torch.compile(compute_losses, fullgraph=True))
-
-
-def interleaved(runs: dict[str, Callable[[], object]], repeat: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every run in each of `repeat` rounds, after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_number in range(WARM_UP + repeat):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if round_number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def memory_of(name: str) -> float:
-    """Peak memory in GB of a process that does nothing but this row."""
-    command = [sys.executable, *sys.argv, "--only", name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    # Not getrusage's figure, which begins with that of the parent process.
-    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(peak) * 1024 / 1e9
-
-
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

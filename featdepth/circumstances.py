@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from featdepth.config import Config, to_dict
 from featdepth.config_values import shown
-from featdepth.run import versions
+from featdepth.run import compilation, versions
 
 # What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
 FREE = {
@@ -57,7 +57,7 @@ def circumstances(
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
-        "compilation": accelerator.state.dynamo_plugin.backend.value.lower(),
+        "compilation": compilation(accelerator),
         "training samples": fingerprint(training),
         "validation samples": fingerprint(validation),
         "versions": versions()[-1],

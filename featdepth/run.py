@@ -7,27 +7,40 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import accelerate
 import torch
 import torchvision
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+    TorchDynamoPlugin,
+    set_seed,
+)
+from torch import nn
 
 from featdepth.config import Config, save_config
 from featdepth.errors import InputError
 from featdepth.processes import end_with_launcher, together
 
 LOCK = ".lock"
+# Compilers that tell what a segment computes again in the backward pass from the statistics that it changes.
+RECOMPUTING_BACKENDS = {DynamoBackend.NO, DynamoBackend.AOT_EAGER, DynamoBackend.INDUCTOR}
+
+Function = TypeVar("Function", bound=Callable)
 
 
 def make_accelerator(config: Config, cpu: bool) -> Accelerator:
     """The Accelerator of a program, seeded; precision and compilation are left to the launcher and `accelerate config`.
 
-    Raises InputError when the launcher meant several processes and each would run alone, or a tracker is not installed.
+    Raises InputError when the launcher meant several processes and each would run alone, a tracker is not installed, or
+    the compiler and gradient checkpointing do not go together.
     """
     end_with_launcher()
     accelerator = Accelerator(
@@ -40,6 +53,8 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(
             use_seedable_sampler=True, data_seed=config.train.seed, non_blocking=True
         ),
+        # The launcher chooses the compiler; one graph for each size, as nearly all batches have the same.
+        dynamo_plugin=TorchDynamoPlugin(dynamic=False),
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout)),
@@ -51,12 +66,36 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
             f"launched as {launched} processes, but each runs alone; on CPUs start with "
             "accelerate launch --config_file configs/accelerate/two_cpu.yaml train.py --cpu ..."
         )
+    if config.train.gradient_checkpointing and accelerator.state.dynamo_plugin.backend not in RECOMPUTING_BACKENDS:
+        raise InputError(
+            f"train.gradient_checkpointing does not go with the dynamo backend {compilation(accelerator)}, which would "
+            "count batch statistics twice; choose inductor, aot_eager or no"
+        )
+    # Accelerate turns TF32 on where it compiles float32; the geometry needs all digits.
+    torch.backends.cuda.matmul.allow_tf32 = False
     # Accelerate drops what is not installed with a warning only.
     missing = set(config.run.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     if missing:
         raise InputError(f"run.trackers: {', '.join(sorted(missing))} is not installed; pip install it, or remove it")
     set_seed(config.train.seed)
     return accelerator
+
+
+def compilation(accelerator: Accelerator) -> str:
+    """The compiler that the launcher asks for, e.g. inductor, or "no"."""
+    return accelerator.state.dynamo_plugin.backend.value.lower()
+
+
+def compiled(accelerator: Accelerator, function: Function) -> Function:
+    """`function` compiled in the way that Accelerate compiles the networks, if it does."""
+    if compilation(accelerator) == "no":
+        return function
+    return torch.compile(function, **accelerator.state.dynamo_plugin.to_kwargs())
+
+
+def bare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The model inside what compiles and distributes it. (Accelerate's default would leave the latter out for good.)"""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
 class RunDirectory:

@@ -14,6 +14,7 @@ from featdepth.data import augment
 from featdepth.metrics.depth import METRICS, mean_scores, score_batch
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
+from featdepth.run import bare_model
 
 
 @torch.no_grad()
@@ -50,18 +51,19 @@ def validate(
     config: Config,
     with_depth: bool,
     interrupted: Callable[[], bool] = lambda: False,
+    losses_of: Callable[..., dict[str, Tensor]] = compute_losses,
 ) -> dict[str, float] | None:
     """The validation loss and its terms, and depth scores when the samples have ground truth: means over all samples.
 
     The loss is the training loss without gradient, augmentation and dropout. Depth scores: `abs_rel`, ... after
     per-image median scaling, and `metric_abs_rel`, ... without it, where the model knows its scale. None where
-    `interrupted` (see `gather_values`).
+    `interrupted` (see `gather_values`). losses_of: `compute_losses`, or that compiled.
     """
     names: list[str] = []
 
     def values(batch: dict[str, Tensor]) -> Tensor:
         prediction = model(batch)
-        losses = compute_losses(prediction, batch, config)
+        losses = losses_of(prediction, batch, config)
         names[:] = losses
         columns = [torch.stack(list(losses.values()), dim=1)]
         if with_depth:
@@ -69,7 +71,7 @@ def validate(
             columns += [scores.median_scaled, scores.fixed_scale, scores.pixels[:, None]]
         return torch.cat([column.float() for column in columns], dim=1)
 
-    bare: FeatDepth = accelerator.unwrap_model(model)
+    bare: FeatDepth = bare_model(accelerator, model)
     table = gather_values(accelerator, model, loader, values, interrupted)
     if table is None:
         return None

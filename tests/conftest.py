@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ def program_environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
 
 
-def program_command(arguments: list[object], processes: int = 1) -> list[str]:
+def program_command(arguments: list[object], processes: int = 1, launcher_options: Sequence[str] = ()) -> list[str]:
     """`arguments`: a script and what it is given; on 2 processes by `accelerate launch`, on more by torchrun."""
     words = [str(argument) for argument in arguments]
     if processes == 1:
@@ -63,12 +63,17 @@ def program_command(arguments: list[object], processes: int = 1) -> list[str]:
         launcher = ["accelerate.commands.launch", "--config_file", str(TWO_PROCESSES)]
     else:
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, "-m", *launcher, *words]
+    return [sys.executable, "-m", *launcher, *launcher_options, *words]
 
 
-def run_program_process(arguments: list[object], processes: int = 1, file_limit: int | None = None) -> Result:
+def run_program_process(
+    arguments: list[object],
+    processes: int = 1,
+    file_limit: int | None = None,
+    launcher_options: Sequence[str] = (),
+) -> Result:
     """Run a program as users do, on the CPU. file_limit: bytes that no file may exceed, as on a disk that gets full."""
-    command = program_command(arguments, processes)
+    command = program_command(arguments, processes, launcher_options)
     if file_limit is not None:
         command = ["bash", "-c", f'ulimit -f {file_limit // 1024}; exec "$@"', "bash", *command]
     done = subprocess.run(

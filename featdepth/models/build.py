@@ -23,6 +23,8 @@ def build_model(config: Config) -> FeatDepth:
         _load_feature_encoder(model, settings.feature_encoder)
     if settings.init is not None:
         _initialise(model, settings.init)
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     return model.train()
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featdepth.models.recompute import Segmented
+
 POSE_SCALE = 0.01  # the pose network starts near "no motion"
 AUTOENCODER_WIDTHS = (16, 32, 64, 128, 256)  # of levels 1 .. 5
 
@@ -25,8 +27,16 @@ def convolve_upsampled(features: Tensor, weight: Tensor, bias: Tensor | None = N
     flipped = functional.pad(weight.flip(2, 3), (1, 1, 1, 1))
     rows = flipped[:, :, 1:] + flipped[:, :, :-1]
     taps = rows[..., 1:] + rows[..., :-1]
-    padded = functional.pad(features, (1, 1, 1, 1), mode="replicate")
-    return functional.conv_transpose2d(padded, taps.transpose(0, 1), bias, stride=2, padding=3)
+    return functional.conv_transpose2d(repeat_border(features), taps.transpose(0, 1), bias, stride=2, padding=3)
+
+
+def repeat_border(features: Tensor) -> Tensor:
+    """`features` `[B, C, h, w]` with one pixel more on each side, the nearest one: `[B, C, h + 2, w + 2]`."""
+    if not torch.compiler.is_compiling():
+        return functional.pad(features, (1, 1, 1, 1), mode="replicate")
+    # torch 2.15 compiles the gradient of that padding wrongly for CPUs; of these pieces it makes a single kernel.
+    rows = torch.cat([features[..., :1, :], features, features[..., -1:, :]], dim=-2)
+    return torch.cat([rows[..., :1], rows, rows[..., -1:]], dim=-1)
 
 
 class ChainedResidualPooling(nn.Module):
@@ -81,7 +91,7 @@ class DepthLevel(nn.Module):
         return fine + convolve_upsampled(features, of_features)
 
 
-class DepthDecoder(nn.Module):
+class DepthDecoder(Segmented):
     """Disparity at four scales, 1/2 to 1/16 of the image's size, from the encoder's layer1 .. layer4 (Sec. 3.4).
 
     encoder_channels: the encoder's five channel counts; width: channels of the decoder (256 in the paper);
@@ -107,7 +117,7 @@ class DepthDecoder(nn.Module):
         disparities: list[Tensor] = []
         coarser = None
         for level, entry in zip(reversed(self.levels), reversed(entries), strict=True):
-            coarser = level(entry, coarser)
+            coarser = self.segment(level, entry, coarser)
             disparities.insert(0, coarser[1])
         return tuple(disparities)
 
@@ -131,7 +141,7 @@ class PoseDecoder(nn.Module):
         return motion[:, :3], motion[:, 3:]
 
 
-class FeatureDecoder(nn.Module):
+class FeatureDecoder(Segmented):
     """Reconstructs the image from the feature encoder's last map alone, without skips, at four scales (Sec. 3.3)."""
 
     def __init__(self, encoder_channels: list[int]) -> None:
@@ -145,8 +155,13 @@ class FeatureDecoder(nn.Module):
         """Reconstructions `[B, 3, H, W]` .. `[B, 3, H/8, W/8]` in (0, 1), finest first."""
         hidden, images = features[-1], []
         for level in reversed(range(len(self.enter))):
-            hidden = functional.elu(self.enter[level](hidden))
-            hidden = functional.elu(convolve_upsampled(hidden, self.refine[level].weight, self.refine[level].bias))
-            if level < len(self.image):
-                images.insert(0, self.image[level](hidden).float().sigmoid())
+            hidden, image = self.segment(self.decode_level, level, hidden)
+            if image is not None:
+                images.insert(0, image)
         return tuple(images)
+
+    def decode_level(self, level: int, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features at twice the size of `hidden` `[B, C, h, w]`, and the image there where the level has one."""
+        hidden = functional.elu(self.enter[level](hidden))
+        hidden = functional.elu(convolve_upsampled(hidden, self.refine[level].weight, self.refine[level].bias))
+        return hidden, self.image[level](hidden).float().sigmoid() if level < len(self.image) else None

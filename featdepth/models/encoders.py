@@ -11,10 +11,11 @@ import torchvision
 from torch import Tensor, nn
 
 from featdepth.errors import InputError
+from featdepth.models.recompute import Segmented
 from featdepth.torch_files import read_torch_file, state_of
 
 
-class ResNetStem(nn.Module):
+class ResNetStem(Segmented):
     """The first convolution of a ResNet with its batch norm and ReLU: a feature map of half the image's size."""
 
     def __init__(self, input_channels: int = 3) -> None:
@@ -25,6 +26,10 @@ class ResNetStem(nn.Module):
 
     def stem(self, image: Tensor) -> Tensor:
         """First feature map `[B, 64, H/2, W/2]` of an image `[B, C, H, W]`; pixel i is centred on image pixel 2i."""
+        return self.segment(self.first_layer, image)
+
+    def first_layer(self, image: Tensor) -> Tensor:
+        """What `stem` consists of."""
         return self.relu(self.bn1(self.conv1(image)))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -50,10 +55,13 @@ class ResNetEncoder(ResNetStem):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Five features of an image `[B, C, H, W]`, at 1/2, 1/4, 1/8, 1/16 and 1/32 of its size."""
         features = [self.stem(image)]
-        features.append(self.layer1(self.maxpool(features[0])))
-        for layer in (self.layer2, self.layer3, self.layer4):
-            features.append(layer(features[-1]))
+        for layer in (self.pooled_layer1, self.layer2, self.layer3, self.layer4):
+            features.append(self.segment(layer, features[-1]))
         return features
+
+    def pooled_layer1(self, feature: Tensor) -> Tensor:
+        """layer1 with the pooling before it."""
+        return self.layer1(self.maxpool(feature))
 
 
 def load_imagenet(encoder: ResNetEncoder, source: bool | str) -> None:

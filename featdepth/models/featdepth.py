@@ -18,6 +18,7 @@ from featdepth.config_values import shown
 from featdepth.errors import InputError
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
+from featdepth.models.recompute import Segmented
 from featdepth.models.storage import CONFIG_FILE, check_fit, read_model_directory, read_record, write_model_directory
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
@@ -85,6 +86,13 @@ class FeatDepth(nn.Module):
         if self.settings.objective == "feature_metric":
             self.feature_encoder.eval()
         return self
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Trade time for memory in training: the backward pass computes most activations again."""
+        for network in self.children():
+            # A frozen network keeps none.
+            if isinstance(network, Segmented) and any(each.requires_grad for each in network.parameters()):
+                network.gradient_checkpointing = True
 
     def forward(self, batch: dict[str, Tensor]) -> Prediction:
         """All networks on a batch after `augment`: `images` and `augmented` float32 [B, F, 3, H, W], `stereo_pose`."""

@@ -1,0 +1,133 @@
+"""Every benchmark at a tiny size: it runs, and writes figures that can be meant."""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import REPOSITORY, call_program, succeeded
+
+import train
+from featdepth.data import cache
+
+Benchmark = Callable[[str], ModuleType]
+TINY = ("--sizes", "64x96", "--repeat", "1", "--cpu")
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch, street: Path) -> Benchmark:
+    """Gives the module of a benchmark; the street that it would write is there already."""
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+        module = import_module(name)
+        if hasattr(module, "write_street"):
+            monkeypatch.setattr(module, "write_street", lambda out, **options: Path(out).symlink_to(street))
+        return module
+
+    return load
+
+
+def rows_of(module: ModuleType, tmp_path: Path, *arguments: object) -> dict[str, dict] | list[dict]:
+    """The rows that the benchmark writes; all of its figures are finite and above 0."""
+    file = tmp_path / "figures.json"
+    result = succeeded(call_program(module.main, *arguments, "--json", file))
+    content = json.loads(file.read_text())
+    assert content["machine"] in result.out and content["torch"] in result.out
+    rows = content["rows"]
+    for row in rows.values() if isinstance(rows, dict) else rows:
+        numbers = [value for value in row.values() if not isinstance(value, str)]
+        assert numbers and all(math.isfinite(number) and number > 0 for number in numbers), row
+    return rows
+
+
+def test_step_time(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("step_time")
+    monkeypatch.setattr(module, "memory_of", lambda *arguments: 1.0)  # a process for each row would take long
+    words = ["--objectives", "joint", "--layers", 18, "--levers", "--precisions", "bfloat16"]
+    rows = rows_of(module, tmp_path, *TINY, *words)
+    assert [row["name"] for row in rows] == ["bare, plain", "bare", "step", "step, recomputed", "step, accumulated"]
+    assert rows[0]["times_bare"] == 1
+
+
+def test_memory_of_a_row_is_that_of_a_process_of_its_own(benchmark: Benchmark) -> None:
+    module = benchmark("step_time")
+    case = module.Case(height=64, width=96, batch=1, objective="photometric", precision="float32", layers=18)
+    assert 0.1 < module.memory_of("step", case, Namespace(cpu=True)) < 10
+
+
+def test_prediction(benchmark: Benchmark, tmp_path: Path) -> None:
+    module = benchmark("prediction")
+    words = ["--layers", 18, "--batches", 1, 2, "--precisions", "float32", "bfloat16"]
+    rows = rows_of(module, tmp_path, *TINY, *words)
+    assert [(row["name"], row["batch"]) for row in rows] == [
+        (f"ResNet-18, {precision}", batch) for batch in (1, 2) for precision in ("float32", "bfloat16")
+    ]
+
+
+def test_loading(benchmark: Benchmark, tmp_path: Path) -> None:
+    module = benchmark("loading")
+    rows = rows_of(module, tmp_path, "--size", "64x96", "--repeat", 1)
+    assert rows.keys() == {"png, as KITTI's", "png, as Pillow's", "jpg"}
+
+
+def test_stop_time(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> None:
+    module = benchmark("stop_time")
+    (row,) = rows_of(module, tmp_path, "--config", config_file, "--repeat", 1).values()
+    assert row["parameters"] > 1e6 and row["megabytes"] > 4 * 3 * row["parameters"] / 1e6  # weights and two moments
+
+
+def test_start_up(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> None:
+    module = benchmark("start_up")
+    rows = rows_of(module, tmp_path, "--config", config_file, "--cpu", "--repeat", 1)
+    parts = [rows[name]["seconds"] for name in ("libraries", "own code", "first step")]
+    assert rows["in all"]["seconds"] == pytest.approx(sum(parts))
+
+
+def test_library_imports_are_those_of_others(benchmark: Benchmark, tmp_path: Path) -> None:
+    module = benchmark("start_up")
+    file = tmp_path / "program.py"
+    file.write_text("import os, torch\nimport sys\nfrom featdepth import geometry\nfrom PIL import Image\nx = 1\n")
+    assert module.library_imports([file]) == "from PIL import Image\nimport os, torch"
+
+
+def test_data_wait(benchmark: Benchmark, tmp_path: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("data_wait")
+
+    def run_here(words: list[object]) -> str:
+        """`run_python`, without a new process."""
+        main, words = (cache.main, words[2:]) if words[0] == "-m" else (train.main, words[1:])
+        return succeeded(call_program(main, *words)).out
+
+    monkeypatch.setattr(module, "run_python", run_here)
+    rows = rows_of(module, tmp_path, "--config", config_file, "--steps", 5, "--repeat", 1, "--cpu")
+    assert rows.keys() == {"from files", "from the cache"}
+    for row in rows.values():
+        assert min(row["first"], row["later"]) <= row["all"] <= max(row["first"], row["later"]) < 100
+
+
+def test_waiting_is_weighted_by_time(benchmark: Benchmark, tmp_path: Path) -> None:
+    module = benchmark("data_wait")
+    lines = [  # 4 images in 2 s, of which 1 s; then 2 images in 8 s, of which 0.8 s
+        {"split": "train", "step": 2, "images_per_second": 2.0, "data_wait": 0.5},
+        {"split": "validation", "step": 2},
+        {"split": "train", "step": 3, "images_per_second": 0.25, "data_wait": 0.1},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert module.waiting(tmp_path, batch_size=2) == pytest.approx(
+        {"first": 50, "later": 10, "all": 18, "images_per_second": 0.6}
+    )
+
+
+def test_scaling(benchmark: Benchmark, tmp_path: Path) -> None:
+    module = benchmark("scaling")
+    tiny = ["data.height=64", "data.width=96", "model.depth_layers=18", "model.decoder_width=16", "train.batch_size=1"]
+    words = ["--networks", "feature_metric", "--steps", 1, "--images", 3, "--repeat", 1, "--cpu"]
+    rows = rows_of(module, tmp_path, *words, *tiny)
+    assert [name.split(", ")[1] for name in rows] == ["training", "validation", "evaluation"]

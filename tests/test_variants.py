@@ -1,0 +1,403 @@
+"""The same training by other means: compiled, with recomputed activations, channels innermost, in bfloat16."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import check_reference
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from check_reference import network_case, to_float32
+from conftest import call_program, forget_accelerator, run_program_process, succeeded
+from run_records import differences, interrupted_copy, read_metrics
+from safetensors.torch import load_file
+from tiny_models import OBJECTIVES, tiny_batch, tiny_config, tiny_model
+from torch import Tensor, nn
+
+import train
+from featdepth.checkpoint import Progress, checkpoints, resume, save_checkpoint
+from featdepth.config import Config, load_config
+from featdepth.data import augment
+from featdepth.models import FeatDepth, Prediction
+from featdepth.objective import compute_losses, compute_terms
+from featdepth.run import make_accelerator
+
+REFERENCE = Path(__file__).parent / "data"
+# Sums in another order: of a loss, and of a gradient relative to the largest of its tensor.
+ROUNDING, GRADIENT_ROUNDING = 1e-5, 1e-4
+# Of bfloat16 networks under a float32 objective, relative to float32's loss.
+BFLOAT16_LOSS = 0.03
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled() -> Iterator[None]:
+    """Each test compiles for itself."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def one_graph(function: Callable, backend: str = "eager") -> Callable:
+    """`function` compiled; an error where it cannot be one graph of fixed shapes."""
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+
+
+def training_step(
+    model: FeatDepth,
+    batch: dict[str, Tensor],
+    config: Config,
+    networks: Callable | None = None,
+    losses_of: Callable = compute_losses,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses and gradients of a step without its optimizer; `networks`, if given: `model` compiled."""
+    model.zero_grad()
+    losses = losses_of((model if networks is None else networks)(batch), batch, config)
+    torch.stack(list(losses.values())).sum(0).mean().backward()
+    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return {name: values.detach() for name, values in losses.items()}, gradients
+
+
+def assert_same_step(found: tuple[dict[str, Tensor], ...], expected: tuple[dict[str, Tensor], ...]) -> None:
+    """Losses and gradients are equal but for rounding."""
+    torch.testing.assert_close(found[0], expected[0], rtol=ROUNDING, atol=1e-9)
+    assert found[1].keys() == expected[1].keys() and found[1]
+    for name, gradient in expected[1].items():
+        error = (found[1][name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-12)
+        assert error <= GRADIENT_ROUNDING, (name, float(error))
+
+
+def assert_same_statistics(one: nn.Module, other: nn.Module) -> None:
+    torch.testing.assert_close(dict(one.named_buffers()), dict(other.named_buffers()), rtol=ROUNDING, atol=1e-7)
+
+
+class TestCompiledStep:
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_one_graph_serves_all_values(self, objective: str) -> None:
+        config = tiny_config(objective, [0, -1, "s"] if objective == "photometric" else [0, -1])
+        model = tiny_model(config)
+        twin = copy.deepcopy(model)
+        networks, losses_of = one_graph(model), one_graph(compute_losses)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for seed in range(2):
+                batch = tiny_batch(config, seed=seed)
+                found = training_step(model, batch, config, networks, losses_of)
+                assert_same_step(found, training_step(twin, batch, config))
+        assert_same_statistics(model, twin)
+        model.eval()
+        twin.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(networks(batch), twin(batch), rtol=ROUNDING, atol=1e-6)
+
+    def test_another_shape_is_another_graph(self) -> None:
+        """So the test above can fail."""
+        compiled = one_graph(augment)
+        config = tiny_config("photometric")
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            compiled(raw_batch(config, size=2))
+            with pytest.raises(torch._dynamo.exc.RecompileError):
+                compiled(raw_batch(config, size=1))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"automask": True, "identity_noise": 1e-3}, {"automask": True, "normalise_disparity": True}],
+        ids=lambda settings: "+".join(settings),
+    )
+    def test_settings_of_the_loss(self, settings: dict[str, object]) -> None:
+        config = tiny_config("photometric", [0, -1], **settings)
+        batch = tiny_batch(config)
+        with torch.no_grad():
+            output = tiny_model(config)(batch)
+        results = []
+        for losses_of in (compute_losses, one_graph(compute_losses)):
+            disparities = [each.clone().requires_grad_() for each in output.disparities]
+            poses = output.poses.clone().requires_grad_()
+            torch.manual_seed(4)  # of the noise
+            losses = losses_of(Prediction(tuple(disparities), poses), batch, config)
+            torch.stack(list(losses.values())).sum().backward()
+            gradients = {str(index): each.grad for index, each in enumerate([*disparities, poses])}
+            results.append(({name: each.detach() for name, each in losses.items()}, gradients))
+        assert_same_step(results[1], results[0])
+
+    def test_augmentation(self) -> None:
+        config = tiny_config("photometric")
+        compiled = one_graph(augment)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for seed in range(2):
+                batch = raw_batch(config, seed=seed)
+                torch.testing.assert_close(compiled(batch), augment(batch), rtol=0, atol=1e-6)
+
+
+def raw_batch(config: Config, size: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """A batch as the loader gives it, of which `augment` mirrors one sample and changes the colours of all."""
+    batch = tiny_batch(config, size, seed)
+    del batch["augmented"]
+    jitter = 0.9 + 0.2 * torch.rand(size, 5, generator=torch.Generator().manual_seed(seed))
+    jitter[:, 0], jitter[:, 4] = torch.arange(size) % 2, jitter[:, 4] - 1
+    return {**batch, "images": (batch["images"] * 255).byte(), "jitter": jitter, "index": torch.arange(size)}
+
+
+SHORT_RUN = (
+    "data.frames=[0, -1]",
+    "train.batch_size=1",
+    "train.max_steps=2",
+    "train.log_every=1",
+    "train.checkpoint_every=1",
+    "train.panel_samples=1",
+)
+
+
+def run_here(config_file: Path, directory: Path, *options: object, **environment: str) -> str:
+    """train.py in this process, under `environment`: what it printed."""
+    words = ["--config", config_file, f"run.directory={directory}", *SHORT_RUN, *options]
+    return succeeded(call_program(train.main, *words, environment=environment)).out
+
+
+def assert_same_metrics(one: Path, other: Path, tolerance: float) -> None:
+    """Losses and scores of two runs differ by at most `tolerance`, relative; the steps and rates are the same."""
+    lines = list(zip(read_metrics(one), read_metrics(other), strict=True))
+    assert len(lines) == 3
+    for found, expected in lines:
+        names = {"loss", "photometric", "smoothness", "abs_rel", "silog"} & expected.keys()
+        assert found["loss"] > 0 and found["step"] == expected["step"] and found.get("lr") == expected.get("lr")
+        assert {name: found[name] for name in names} == pytest.approx(
+            {name: expected[name] for name in names}, rel=tolerance
+        )
+
+
+@pytest.fixture(scope="module")
+def plain_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("plain") / "run"
+    run_here(config_file, directory)
+    return directory
+
+
+class TestCompiledRun:
+    def test_run_and_its_continuation(self, config_file: Path, plain_run: Path, tmp_path: Path) -> None:
+        compiled, continued, uncompiled = tmp_path / "compiled", tmp_path / "continued", tmp_path / "uncompiled"
+        out = run_here(config_file, compiled, ACCELERATE_DYNAMO_BACKEND="eager")
+        assert "compilation eager" in out
+        assert_same_metrics(compiled, plain_run, tolerance=1e-4)
+        FeatDepth.from_pretrained(compiled / "model")
+
+        interrupted_copy(compiled, continued, step=1)
+        out = run_here(config_file, continued, "--resume", ACCELERATE_DYNAMO_BACKEND="eager")
+        assert "continued from" in out and "note:" not in out
+        assert differences(compiled, continued) == []
+
+        interrupted_copy(compiled, uncompiled, step=1)
+        out = run_here(config_file, uncompiled, "--resume")
+        assert "note: compilation was eager, is no (rounding may differ)" in out
+        assert_same_metrics(uncompiled, plain_run, tolerance=1e-4)
+
+    def test_two_processes(self, config_file: Path, tmp_path: Path) -> None:
+        """Two processes do in a step what one does in two passes, but for batch statistics in use at validation."""
+        one, two = tmp_path / "one", tmp_path / "two"
+        options = ["model.objective=autoencoder", "data.frames=[0]"]  # the quickest to compile
+        run_here(config_file, one, *options, "train.accumulate=2")
+        words = ["train.py", "--cpu", "--config", config_file, f"run.directory={two}", *SHORT_RUN, *options]
+        result = succeeded(run_program_process(words, processes=2, launcher_options=["--dynamo_backend", "eager"]))
+        assert "2 x cpu" in result.out and "compilation eager" in result.out
+        losses = [[line["loss"] for line in read_metrics(each) if line["split"] == "train"] for each in (one, two)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 2
+        last = checkpoints(two / "checkpoints")[-1]
+        assert load_file(last / "model.safetensors").keys() == load_file(one / "model_last/model.safetensors").keys()
+
+    @pytest.mark.parametrize("backends", [("no", "eager"), ("eager", "no")])
+    def test_checkpoints_do_not_depend_on_it(self, backends: tuple[str, str], tmp_path: Path) -> None:
+        conditions = {"processes": 1, "train.batch_size": 1, "train.accumulate": 1}
+        saved, loaded = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in backends)
+        forget_accelerator()
+        accelerator = Accelerator(cpu=True, dynamo_backend=backends[0])
+        accelerator.prepare(saved)
+        save_checkpoint(accelerator, tmp_path, Progress(step=1, interval=[[0.5] * 7]), conditions, keep=1)
+        assert load_file(tmp_path / "step_1" / "model.safetensors").keys() == saved.state_dict().keys()
+        forget_accelerator()
+        accelerator = Accelerator(cpu=True, dynamo_backend=backends[1])
+        accelerator.prepare(loaded)
+        assert resume(accelerator, tmp_path, Progress(), conditions) == tmp_path / "step_1"
+        forget_accelerator()
+        torch.testing.assert_close(loaded.state_dict(), saved.state_dict(), rtol=0, atol=0)
+
+    def test_geometry_keeps_all_digits(self, config_file: Path) -> None:
+        """Accelerate allows TF32 for matrix products where it compiles for a GPU."""
+        torch.backends.cuda.matmul.allow_tf32 = True
+        forget_accelerator()
+        make_accelerator(load_config(config_file), cpu=True)
+        forget_accelerator()
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def kept_bytes(model: FeatDepth, run: Callable[[], object]) -> int:
+    """Memory that `run` keeps for the backward pass, less the parameters'."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = run()  # a tensor that is freed meanwhile would lend its address to another
+    parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    del kept
+    return sum(size for address, size in sizes.items() if address not in parameters)
+
+
+class TestGradientCheckpointing:
+    @pytest.mark.parametrize(
+        ("objective", "precision"),
+        [*((each, torch.float32) for each in OBJECTIVES), ("joint", torch.bfloat16)],
+        ids=str,
+    )
+    def test_changes_memory_alone(self, objective: str, precision: torch.dtype) -> None:
+        config = tiny_config(objective, [0, 1])
+        batch = tiny_batch(config)
+        results, sizes = [], []
+        for recompute in (False, True):
+            model = tiny_model(config)
+            if model.has_depth:
+                model.depth_decoder.dropout.p = 0.5
+            if recompute:
+                model.gradient_checkpointing_enable()
+
+            def networks(batch: dict[str, Tensor], model: FeatDepth = model) -> Prediction:
+                torch.manual_seed(3)  # of the dropout
+                with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                    return to_float32(model(batch))
+
+            step = training_step(model, batch, config, networks)
+            results.append((*step, model.state_dict(), {"random": torch.get_rng_state()}))
+            sizes.append(kept_bytes(model, lambda networks=networks: networks(batch)))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        assert sizes[1] < 0.3 * sizes[0]
+
+    def test_synchronised_batch_norm(self) -> None:
+        config = tiny_config("autoencoder", [0])
+        models = [nn.SyncBatchNorm.convert_sync_batchnorm(tiny_model(config)) for _ in range(2)]
+        models[1].gradient_checkpointing_enable()
+        steps = [training_step(model, tiny_batch(config), config) for model in models]
+        torch.testing.assert_close(steps[1], steps[0], rtol=0, atol=0)
+        torch.testing.assert_close(models[1].state_dict(), models[0].state_dict(), rtol=0, atol=0)
+
+    def test_keeps_statistics_of_batch_norms_that_it_leaves_as_they_were(self) -> None:
+        config = tiny_config("autoencoder", [0])
+        model = tiny_model(config)
+        model.gradient_checkpointing_enable()
+        before = [(each, each.momentum, each.num_batches_tracked) for each in batch_norms(model)]
+        training_step(model, tiny_batch(config), config)
+        assert before and all(
+            each.momentum == momentum and each.num_batches_tracked is count for each, momentum, count in before
+        )
+
+    def test_compiled(self) -> None:
+        config = tiny_config("autoencoder", [0])
+        batch = tiny_batch(config)
+        model = tiny_model(config)
+        twin = copy.deepcopy(model)
+        model.gradient_checkpointing_enable()
+        networks = one_graph(model, "aot_eager")
+        assert_same_step(training_step(model, batch, config, networks), training_step(twin, batch, config))
+        assert_same_statistics(model, twin)
+        assert kept_bytes(model, lambda: networks(batch)) < 0.3 * kept_bytes(twin, lambda: twin(batch))
+
+    def test_run_continues_with_it(self, config_file: Path, plain_run: Path, tmp_path: Path) -> None:
+        directory = interrupted_copy(plain_run, tmp_path / "run", step=1)
+        out = run_here(config_file, directory, "train.gradient_checkpointing=true", "--resume")
+        assert "continued from" in out and "note:" not in out
+        assert differences(plain_run, directory) == []
+
+    def test_compiler_that_would_count_statistics_twice_is_refused(self, config_file: Path, tmp_path: Path) -> None:
+        words = ["--config", config_file, f"run.directory={tmp_path / 'run'}", "train.gradient_checkpointing=true"]
+        result = call_program(train.main, *words, environment={"ACCELERATE_DYNAMO_BACKEND": "eager"})
+        assert "train.gradient_checkpointing" in result.error_line() and "dynamo backend eager" in result.error_line()
+        assert not (tmp_path / "run").exists()
+
+
+def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [each for each in model.modules() if isinstance(each, nn.BatchNorm2d)]
+
+
+def reference(name: str) -> tuple[dict[str, np.ndarray], tuple[FeatDepth, dict[str, Tensor], Config]]:
+    """Numbers of the published implementations; model, batch and configuration that should give them."""
+    case = dict(np.load(REFERENCE / f"{name}.npz"))
+    return case, network_case(case, REFERENCE / f"{name}.npz")
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        "change",
+        [FeatDepth.gradient_checkpointing_enable, lambda model: model.to(memory_format=torch.channels_last)],
+        ids=["recomputed", "channels last"],
+    )
+    def test_reference_is_reproduced(
+        self, change: Callable[[FeatDepth], object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Outputs, terms and gradients, within the tolerances of the plain form."""
+
+        def changed_case(case: dict[str, np.ndarray], path: Path) -> tuple[FeatDepth, dict[str, Tensor], Config]:
+            model, batch, config = network_case(case, path)
+            change(model)
+            return model, batch, config
+
+        monkeypatch.setattr(check_reference, "network_case", changed_case)
+        comparisons = check_reference.compare(REFERENCE / "featdepth_mono_r50.npz")
+        assert {"disparity 0", "loss/total", "grad_norm/total/DepthEncoder"} <= {each.quantity for each in comparisons}
+        assert [each for each in comparisons if not each.passed] == []
+
+    def test_reference_is_reproduced_compiled(self) -> None:
+        """Outputs within the tolerances of the plain form; terms, all in float32, within 1e-3."""
+        case, (model, batch, config) = reference("featdepth_mono_r50")
+        networks, terms_of = one_graph(model, "aot_eager"), one_graph(compute_terms, "aot_eager")
+        with torch.no_grad():  # tracing the backward pass as well would take three times as long
+            model.eval()
+            outputs = list(check_reference.compare_outputs(networks(batch), case, config))
+            model.train()
+            terms = list(check_reference.compare_terms(terms_of(networks(batch), batch, config), case))
+        assert len(outputs) > 5 and [each for each in outputs if not each.passed] == []
+        assert len(terms) > 8 and [each for each in terms if each.error > check_reference.FLOAT32_TERM] == []
+
+    def test_bfloat16_networks_are_near_the_reference(self) -> None:
+        """Disparities and reconstructions within 0.01 of a range of 1, poses within 0.001, total loss within 1 %."""
+        case, (model, batch, config) = reference("featdepth_joint_r50")
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            seen, trained = to_float32(model.eval()(batch)), to_float32(model.train()(batch))
+        outputs = list(check_reference.compare_outputs(seen, case, config))
+        comparisons = check_reference.compare_terms(compute_terms(trained, batch, config), case)
+        (total,) = [each for each in comparisons if each.quantity == "loss/total"]
+        assert 0 < total.error < 0.01
+        assert len(outputs) > 9
+        for each in outputs:
+            assert each.error < (0.001 if each.quantity.startswith("pose") else 0.01), each
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_outputs_of_bfloat16_networks(self, objective: str) -> None:
+        config = tiny_config(objective)
+        batch = tiny_batch(config)
+        forget_accelerator()
+        model = Accelerator(cpu=True, mixed_precision="bf16").prepare(tiny_model(config))
+        prediction = model(batch)
+        forget_accelerator()
+        loss, expected = (
+            torch.stack(list(compute_losses(each, batch, config).values())).sum(0).mean().item()
+            for each in (prediction, tiny_model(config)(batch))
+        )
+        assert loss != expected and loss == pytest.approx(expected, rel=BFLOAT16_LOSS)
+        flat = [
+            each for value in prediction if value is not None for each in (value if type(value) is tuple else [value])
+        ]
+        assert flat and {each.dtype for each in flat} == {torch.float32}
+        if prediction.poses is not None:
+            rotation = prediction.poses[..., :3, :3]
+            torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand_as(rotation), rtol=0, atol=1e-6)
+
+    def test_bfloat16_run(self, config_file: Path, plain_run: Path, tmp_path: Path) -> None:
+        out = run_here(config_file, tmp_path / "run", ACCELERATE_MIXED_PRECISION="bf16")
+        assert "precision bf16" in out
+        assert_same_metrics(tmp_path / "run", plain_run, tolerance=BFLOAT16_LOSS)
+        saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+        assert {each.dtype for each in saved.values()} == {torch.float32, torch.int64}
