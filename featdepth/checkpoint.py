@@ -18,13 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import load as load_plain_values
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from featdepth.circumstances import differences, same_place
 from featdepth.errors import InputError, one_line
 from featdepth.files import read_bytes
 from featdepth.processes import together
-from featdepth.run import bare_model
 from featdepth.torch_files import check_torch_archive
 
 MANIFEST = "manifest.json"
@@ -90,14 +88,9 @@ def save_checkpoint(
 
 
 def write_state(accelerator: Accelerator, folder: Path) -> None:
-    """Accelerate's state, with the names that weights have in the bare model; InputError where it cannot be written."""
-
-    def name_plainly(models: list[nn.Module], states: list[dict[str, Tensor]], _: str) -> None:
-        states[:] = [bare_model(accelerator, model).state_dict() for model in models]
-
+    """Accelerate's state; InputError where it cannot be written."""
     try:
-        with accelerator.register_save_state_pre_hook(name_plainly):
-            accelerator.save_state(str(folder))
+        accelerator.save_state(str(folder))
     # torch reports a full disk as RuntimeError, safetensors as an error of its own.
     except (OSError, RuntimeError, SafetensorError) as error:
         raise unwritten(folder, error) from error
@@ -258,17 +251,12 @@ def resume(
 
 def load_state(accelerator: Accelerator, path: Path) -> None:
     """Accelerate's state, and the proof that the random numbers, whose absence it hides, are among it."""
-
-    def fill_bare_models(models: list[nn.Module], _: str) -> None:
-        models[:] = [bare_model(accelerator, model) for model in models]
-
     try:
         for file in path.glob("*.bin"):
             check_torch_archive(file)
         for file in path.glob("*.pkl"):
             check_torch_archive(file)
-        with accelerator.register_load_state_pre_hook(fill_bare_models):
-            accelerator.load_state(str(path))
+        accelerator.load_state(str(path))
         file = random_state_file(path, accelerator.process_index)
         if file.exists() and not torch.equal(load_plain_values(file)["torch_manual_seed"], torch.get_rng_state()):
             raise InputError(f"{file}: the state of the random numbers is damaged")

@@ -22,8 +22,12 @@ FREE = {
     "train.gradient_checkpointing",
 }
 FREE_SECTIONS = ("run.", "evaluate.")
-# What rounding may depend on.
-NOTED = {"versions", "threads", "compilation"}
+# What changes values without making another run, and how.
+NOTED = {
+    "versions": "rounding may differ",
+    "threads": "rounding may differ",
+    "compilation": "rounding and dropout may differ",
+}
 
 OTHER_STEPS = "each step is made of other samples"
 OTHER_NETWORKS = "the networks are others than those that were trained"
@@ -79,7 +83,7 @@ def differences(saved: dict[str, object], now: dict[str, object]) -> tuple[list[
         if saved.get(key) != now.get(key):
             text = f"{shown(key)} was {shown(saved.get(key))}, is {shown(now.get(key))}"
             if key in NOTED:
-                notes.append(f"{text} (rounding may differ)")
+                notes.append(f"{text} ({NOTED[key]})")
             else:
                 changes.append(f"{text} ({meaning(key)})")
     return sorted(changes), sorted(notes)
