@@ -56,6 +56,7 @@ from featdepth.data import augment
 from featdepth.models import FeatDepth, decoders
 from featdepth.models.featdepth import channels_last
 from featdepth.objective import compute_losses
+from featdepth.processes import keep_freed_memory
 
 FRAMES = [0, -1, 1]
 OBJECTIVES = ("photometric", "autoencoder", "feature_metric", "joint")
@@ -153,6 +154,8 @@ def measure_memory(arguments: argparse.Namespace, device: torch.device) -> None:
 def accelerator_for(case: Case, device: torch.device) -> Accelerator:
     """An Accelerator of the case's precision; there is but one at a time in a process."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    if device.type == "cpu":
+        keep_freed_memory()  # for all rows, as train.py does
     return Accelerator(cpu=device.type == "cpu", mixed_precision=PRECISIONS[case.precision])
 
 

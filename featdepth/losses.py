@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 SSIM_C1 = 0.01**2
@@ -70,7 +71,29 @@ def per_sample_mean(values: Tensor) -> Tensor:
 
 def differences(image: Tensor) -> tuple[Tensor, Tensor]:
     """Forward differences along x `[B, C, H, W - 1]` and along y `[B, C, H - 1, W]`."""
-    return image[..., :, 1:] - image[..., :, :-1], image[..., 1:, :] - image[..., :-1, :]
+    return difference(image, -1), difference(image, -2)
+
+
+def difference(image: Tensor, dimension: int) -> Tensor:
+    """Forward differences along one dimension, which gets shorter by one."""
+    return Difference.apply(image, dimension)
+
+
+class Difference(torch.autograd.Function):
+    """`difference`. Autograd's own gradient would fill and add up a map of zeros for each of the two slices."""
+
+    @staticmethod
+    def forward(context: FunctionCtx, image: Tensor, dimension: int) -> Tensor:
+        context.dimension = dimension
+        count = image.shape[dimension] - 1
+        return image.narrow(dimension, 1, count) - image.narrow(dimension, 0, count)
+
+    @staticmethod
+    def backward(context: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        """A pixel ends one difference and starts the next."""
+        padded = functional.pad(gradient, (1, 1) if context.dimension == -1 else (0, 0, 1, 1))
+        count = padded.shape[context.dimension] - 1
+        return padded.narrow(context.dimension, 0, count) - padded.narrow(context.dimension, 1, count), None
 
 
 def smoothness(values: Tensor, image: Tensor, edge_sharpness: float) -> tuple[Tensor, Tensor]:
@@ -83,12 +106,10 @@ def smoothness(values: Tensor, image: Tensor, edge_sharpness: float) -> tuple[Te
     values_x, values_y = differences(values)
     image_x, image_y = differences(image)
     first = _damped(values_x, image_x, edge_sharpness) + _damped(values_y, image_y, edge_sharpness)
-    second = torch.zeros_like(first)
-    for value_derivative, image_derivative in ((values_x, image_x), (values_y, image_y)):
-        for value_second, image_second in zip(
-            differences(value_derivative), differences(image_derivative), strict=True
-        ):
-            second = second + _damped(value_second, image_second, edge_sharpness)
+    (values_xx, values_xy), (image_xx, image_xy) = differences(values_x), differences(image_x)
+    values_yy, image_yy = difference(values_y, -2), difference(image_y, -2)
+    mixed = _damped(values_xy, image_xy, edge_sharpness)  # xy and yx are the same
+    second = _damped(values_xx, image_xx, edge_sharpness) + 2 * mixed + _damped(values_yy, image_yy, edge_sharpness)
     return first, second
 
 
@@ -96,7 +117,8 @@ def _damped(derivative: Tensor, image_derivative: Tensor, edge_sharpness: float)
     if derivative[0].numel() == 0:  # a map of two pixels, as the deepest features of small images, has no second one
         return derivative.new_zeros(len(derivative))
     weight = torch.exp(-edge_sharpness * image_derivative.abs().mean(1, keepdim=True))
-    return per_sample_mean(derivative.abs() * weight)
+    # The weight is the same for all channels: their mean comes first, and the product is of one channel.
+    return per_sample_mean(derivative.abs().mean(1, keepdim=True) * weight)
 
 
 def normalise_disparity(disparity: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import nn
 
 from featdepth.config import Config, save_config
 from featdepth.errors import InputError
-from featdepth.processes import end_with_launcher, together
+from featdepth.processes import end_with_launcher, keep_freed_memory, together
 
 LOCK = ".lock"
 # Compilers that tell what a segment computes again in the backward pass from the statistics that it changes.
@@ -60,6 +60,8 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout)),
         ],
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise InputError(
