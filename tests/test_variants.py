@@ -222,7 +222,8 @@ class TestCompiledRun:
             else:
                 resume(accelerator, tmp_path, Progress(), conditions)
         forget_accelerator()
-        assert f"note: compilation was {backends[0]}, is {backends[1]} (rounding and dropout may differ)" in capsys.readouterr().out
+        note = f"note: compilation was {backends[0]}, is {backends[1]} (rounding and dropout may differ)"
+        assert note in capsys.readouterr().out
         saved, loaded = (model.state_dict() for model in models)
         assert load_file(tmp_path / "step_1" / "model.safetensors").keys() == saved.keys()
         torch.testing.assert_close(loaded, saved, rtol=0, atol=0)
