@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featdepth.data.augment import augment
+from featdepth.data.dataset import FrameDataset
 from featdepth.data.kitti_raw import KittiRaw
 from featdepth.data.splits import check_leakage, leaked_drives
 from featdepth.errors import InputError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["augment", "build_dataset", "check_leakage", "leaked_drives"]
 
-DATASETS = {"kitti_raw": KittiRaw}
+DATASETS: dict[str, type[FrameDataset]] = {"kitti_raw": KittiRaw}
 
 
 def build_dataset(
@@ -24,7 +25,7 @@ def build_dataset(
     with_depth: bool | None = None,
     frames: Sequence[int | str] | None = None,
     require_depth: bool = False,
-) -> KittiRaw:
+) -> FrameDataset:
     """The dataset of one part ("train", "validation" or "test") as the configuration describes it.
 
     with_depth: samples have `depth` and `depth_size`; by default those of validation and test, when any has ground

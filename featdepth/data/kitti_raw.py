@@ -7,19 +7,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from featdepth.data.calibration import Calibration
-from featdepth.data.frame_cache import FrameCache
+from featdepth.data.dataset import STEREO, FrameDataset
 from featdepth.data.ground_truth import cached_lidar_depth, writable_cache_folder
-from featdepth.data.images import load_depth_image, load_image, load_recent_image
+from featdepth.data.images import load_depth_image
 from featdepth.data.kitti_files import KittiFiles
 from featdepth.data.splits import (
     Sample,
@@ -31,76 +27,45 @@ from featdepth.data.splits import (
     read_list,
 )
 from featdepth.errors import InputError
-from featdepth.geometry import resize_intrinsics
 
 if TYPE_CHECKING:
     from featdepth.config import Config
 
-STEREO = "s"
 OTHER_SIDE = {"l": "r", "r": "l"}
-MOST_REPLACEMENTS = 10  # bad samples in a row: beyond that the data set is broken, not a frame
-FIXED_INTRINSICS = [[0.58, 0.0, 0.5], [0.0, 1.92, 0.5], [0.0, 0.0, 1.0]]  # of the published code, in widths and heights
 
 
-class KittiRaw(Dataset):
-    """Samples as dicts of tensors (see `__getitem__`); made by `featdepth.data.build_dataset`.
+class KittiRaw(FrameDataset):
+    """KITTI raw: a colour stereo rig and a laser scanner, calibrated once a day."""
 
-    samples: the target images, in order; drives: their drives, sorted; left_out: listed samples that lack one of their
-    frames; without_depth: samples left out for want of ground truth; depth_size: the common size of `depth`.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        part: str,
-        with_depth: bool | None = None,
-        frames: Sequence[int | str] | None = None,
-        require_depth: bool = False,
-    ) -> None:
-        """Find the samples and everything that belongs to them; see `build_dataset` for arguments and errors."""
-        self.config = config.data
-        self.seed = config.train.seed
-        self.is_training = part == "train"
-        self.size = (config.data.height, config.data.width)
-        self.frames = list(config.data.frames if frames is None else frames)
+    def open_root(self, config: Config) -> None:
         self.improved = config.evaluate.protocol == "eigen_improved"
         self.files = KittiFiles(config.data.root)
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared: persistent workers see it change
+        self.calibrations: dict[str, Calibration] = {}
 
-        self.find_samples(config, part, require_depth)
-        self.drives = sorted({sample.drive for sample in self.samples})
-        dates = sorted({sample.date for sample in self.samples})
-        self.calibrations = {date: Calibration(self.files.root / date) for date in dates}
-        if with_depth is None:
-            with_depth = not self.is_training and any(self.depth_path(sample) for sample in self.samples)
-        self.with_depth = with_depth
-        self.prepare_cameras()
-        cache = config.data.cache
-        self.cache = None if cache is None else FrameCache(cache, self.size, config.data.cache_gb)
-
-    def find_samples(self, config: Config, part: str, require_depth: bool) -> None:
-        """The part's samples that have all their frames, and ground truth where that is required; counts the others."""
-        listed = list_samples(config, part, self.files)
-        complete = [sample for sample in listed if all(self.image_path(sample, frame) for frame in self.frames)]
-        if not complete:
-            raise InputError(
-                f"{part}: none of {len(listed)} samples has all of its frames {self.frames} below {self.files.root}; "
-                f"the first is {listed[0]}; download what is missing or change data.frames"
-            )
-        self.samples = [sample for sample in complete if self.depth_path(sample)] if require_depth else complete
-        if not self.samples:
-            raise InputError(f"{part}: none of {len(complete)} samples has ground truth; {self.ground_truth_hint()}")
-        self.left_out = len(listed) - len(complete)
-        self.without_depth = len(complete) - len(self.samples)
+    def list_samples(self, config: Config, part: str) -> list[Sample]:
+        return list_samples(config, part, self.files)
 
     def image_path(self, sample: Sample, frame: int | str) -> str | None:
-        """The image of one of the sample's frames: an offset in time, or "s" for the other camera."""
         side = OTHER_SIDE[sample.side] if frame == STEREO else sample.side
         offset = 0 if frame == STEREO else frame
         return self.files.image(sample.drive, side, sample.frame + offset)
 
+    def camera_of(self, sample: Sample) -> tuple[str, str]:
+        return sample.date, sample.side
+
+    def camera(self, sample: Sample) -> tuple[tuple[int, int], np.ndarray, np.ndarray | None]:
+        calibration, side = self.calibration(sample), sample.side
+        stereo_pose = calibration.stereo_pose(side) if STEREO in self.frames else None
+        return calibration.size(side), calibration.intrinsics(side), stereo_pose
+
+    def calibration(self, sample: Sample) -> Calibration:
+        """That of the sample's day, read once."""
+        if sample.date not in self.calibrations:
+            self.calibrations[sample.date] = Calibration(self.files.root / sample.date)
+        return self.calibrations[sample.date]
+
     def depth_path(self, sample: Sample) -> str | None:
-        """Where the sample's ground truth comes from: its scan, or its depth image in the protocol "eigen_improved"."""
+        """The sample's scan, or its depth image in the protocol "eigen_improved"."""
         if self.improved:
             return self.files.depth_image(sample.drive, sample.side, sample.frame)
         return self.files.scan(sample.drive, sample.frame)
@@ -111,130 +76,23 @@ class KittiRaw(Dataset):
         return "evaluate.protocol eigen reads <date>/<drive>/velodyne_points/data/*.bin"
 
     def prepare_cameras(self) -> None:
-        """Compute each camera's intrinsics, stereo pose and native size, so that a bad calibration ends it here."""
-        self.native_sizes: dict[tuple[str, str], tuple[int, int]] = {}
-        self.intrinsics: dict[tuple[str, str], Tensor] = {}
-        self.stereo_poses: dict[tuple[str, str], Tensor] = {}
-        for date, side in sorted({(sample.date, sample.side) for sample in self.samples}):
-            calibration = self.calibrations[date]
-            self.native_sizes[date, side] = calibration.size(side)
-            self.intrinsics[date, side] = self.scaled_intrinsics(calibration, side)
-            if STEREO in self.frames:
-                self.stereo_poses[date, side] = torch.from_numpy(calibration.stereo_pose(side)).float()
-        self.depth_size = tuple(map(max, zip(*self.native_sizes.values(), strict=True)))
+        super().prepare_cameras()
         if self.with_depth and not self.improved:
-            for date, side in sorted({(s.date, s.side) for s in self.samples if self.depth_path(s)}):
-                self.calibrations[date].projection_of_scan(side)
+            scanned = {self.camera_of(sample): sample for sample in self.samples if self.depth_path(sample)}
+            for sample in scanned.values():
+                self.calibration(sample).projection_of_scan(sample.side)
             self.cache_folder = writable_cache_folder(self.config.ground_truth_cache)
 
-    def scaled_intrinsics(self, calibration: Calibration, side: str) -> Tensor:
-        """Intrinsics float32 `[3, 3]` of the resized images: the camera's own, or the fixed normalised ones."""
-        if self.config.intrinsics == "fixed":
-            height, width = self.size
-            return torch.tensor(FIXED_INTRINSICS) * torch.tensor([[width], [height], [1.0]])
-        native = torch.from_numpy(calibration.intrinsics(side))
-        return resize_intrinsics(native, calibration.size(side), self.size).float()
+    def read_depth(self, sample: Sample, path: str) -> np.ndarray:
+        if self.improved:
+            return load_depth_image(path, self.native_sizes[self.camera_of(sample)])
+        return cached_lidar_depth(path, self.calibration(sample), sample.side, self.cache_folder)
 
     def describe(self) -> str:
-        """One line for a run's header: how many samples of how many drives, and what was left out."""
-        text = f"{len(self.samples)} samples of {len(self.drives)} drives"
-        if self.left_out:
-            text += f", {self.left_out} left out (missing frames)"
-        if self.without_depth:
-            text += f", {self.without_depth} left out (no ground truth)"
+        first, *others = super().describe().split("\n")
         if self.with_depth and not self.improved and self.cache_folder is None:
-            text += ", ground truth not cached (set data.ground_truth_cache to a folder that can be written to)"
-        if self.cache is not None:
-            text += f"\n  cached   {self.cache.describe(len(self.image_files()))}"
-        return text
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose augmentation is drawn; workers that already run see it too."""
-        self.epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Sample `index`.
-
-        images uint8 `[F, 3, H, W]`; intrinsics `[3, 3]`; stereo_pose `[4, 4]` (source_from_target, metres; with "s"
-        only); depth `[h, w]` (metres, 0 = none, padded at the bottom and the right) and depth_size int64 `[2]`
-        (with_depth only); jitter `[5]`: flip (0 or 1), brightness, contrast, saturation, hue; index int64; replaced
-        int64: 1 where the sample cannot be read and the next good one stands in, which only `data.skip_bad_frames`
-        allows (InputError otherwise).
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        item, steps = self.load_readable(index)
-        item["jitter"] = self.draw_jitter(index)
-        item["index"] = torch.tensor(index)
-        item["replaced"] = torch.tensor(int(steps > 0))
-        return item
-
-    def load_readable(self, index: int) -> tuple[dict[str, Tensor], int]:
-        """The sample at `index`, or the next readable one if bad frames are skipped, and how many steps away it is."""
-        if not self.config.skip_bad_frames:
-            return self.load(self.samples[index]), 0
-        for steps in range(min(MOST_REPLACEMENTS + 1, len(self))):
-            try:
-                return self.load(self.samples[(index + steps) % len(self)]), steps
-            except InputError as error:
-                last = error
-        raise InputError(
-            f"{steps + 1} samples in a row cannot be read, from {self.samples[index]} on; the last: {last}"
-        )
-
-    def load(self, sample: Sample) -> dict[str, Tensor]:
-        """Images, camera and ground truth of a sample."""
-        camera = (sample.date, sample.side)
-        images = [self.load_frame(self.image_path(sample, frame), camera) for frame in self.frames]
-        item = {"images": torch.stack(images), "intrinsics": self.intrinsics[camera].clone()}
-        if STEREO in self.frames:
-            item["stereo_pose"] = self.stereo_poses[camera].clone()
-        if self.with_depth:
-            height, width = self.native_sizes[camera]
-            item["depth"] = torch.zeros(self.depth_size)
-            item["depth"][:height, :width] = torch.from_numpy(self.load_depth(sample))
-            item["depth_size"] = torch.tensor([height, width])
-        return item
-
-    def load_frame(self, path: str, camera: tuple[str, str]) -> Tensor:
-        """The image at `path` of a camera (date, side), uint8 `[3, H, W]`."""
-        size = self.native_sizes[camera]
-        if self.cache is not None:
-            return self.cache.load(path, size)
-        # In training's order neighbours are far apart; else consecutive samples have most frames in common.
-        return load_image(path, self.size, size) if self.is_training else load_recent_image(path, self.size, size)
-
-    def image_files(self) -> dict[str, tuple[int, int]]:
-        """All images that the samples need, with the size (height, width) that each must have."""
-        return {
-            self.image_path(sample, frame): self.native_sizes[sample.date, sample.side]
-            for sample in self.samples
-            for frame in self.frames
-        }
-
-    def load_depth(self, sample: Sample) -> np.ndarray:
-        """Ground truth float32 `[h, w]` (metres, 0 = none) at the camera's native size; all 0 where there is none."""
-        path = self.depth_path(sample)
-        size = self.native_sizes[sample.date, sample.side]
-        if path is None:
-            return np.zeros(size, dtype=np.float32)
-        if self.improved:
-            return load_depth_image(path, size)
-        return cached_lidar_depth(path, self.calibrations[sample.date], sample.side, self.cache_folder)
-
-    def draw_jitter(self, index: int) -> Tensor:
-        """The numbers of a sample's augmentation, float32 `[5]`; always the same for one seed, epoch and index."""
-        if not self.is_training:
-            return torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
-        random = np.random.default_rng((self.seed, int(self.epoch), index))
-        # All numbers are drawn whatever the probabilities, so that changing one leaves the others as they are.
-        flip, coloured = random.random(2) < (self.config.flip, self.config.colour_jitter)
-        factors, hue = random.uniform(0.8, 1.2, 3), random.uniform(-0.1, 0.1)
-        colour = [*factors, hue] if coloured else [1.0, 1.0, 1.0, 0.0]
-        return torch.tensor([float(flip), *colour], dtype=torch.float32)
+            first += ", ground truth not cached (set data.ground_truth_cache to a folder that can be written to)"
+        return "\n".join([first, *others])
 
 
 def list_samples(config: Config, part: str, files: KittiFiles) -> list[Sample]:

@@ -1,0 +1,226 @@
+"""What all kinds of data have in common: target frames with their neighbours in time and the other camera's frame."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from featdepth.data.frame_cache import FrameCache
+from featdepth.data.images import load_image, load_recent_image
+from featdepth.data.splits import Sample
+from featdepth.errors import InputError
+from featdepth.geometry import resize_intrinsics
+
+if TYPE_CHECKING:
+    from featdepth.config import Config
+
+STEREO = "s"
+MOST_REPLACEMENTS = 10  # bad samples in a row: beyond that the data set is broken, not a frame
+FIXED_INTRINSICS = [[0.58, 0.0, 0.5], [0.0, 1.92, 0.5], [0.0, 0.0, 1.0]]  # of the published code, in widths and heights
+
+
+class FrameDataset(Dataset):
+    """Samples as dicts of tensors (see `__getitem__`); made by `featdepth.data.build_dataset`.
+
+    samples: the target images, in order; drives: their drives, sorted; left_out: listed samples that lack one of their
+    frames; without_depth: samples left out for want of ground truth; depth_size: the common size of `depth`.
+
+    A kind of data is a subclass that says what is on the disk: the methods from `open_root` to `read_depth`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        part: str,
+        with_depth: bool | None = None,
+        frames: Sequence[int | str] | None = None,
+        require_depth: bool = False,
+    ) -> None:
+        """Find the samples and everything that belongs to them; see `build_dataset` for arguments and errors."""
+        self.config = config.data
+        self.seed = config.train.seed
+        self.is_training = part == "train"
+        self.size = (config.data.height, config.data.width)
+        self.frames = list(config.data.frames if frames is None else frames)
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared: persistent workers see it change
+
+        self.open_root(config)
+        self.find_samples(config, part, require_depth)
+        self.drives = sorted({sample.drive for sample in self.samples})
+        if with_depth is None:
+            with_depth = not self.is_training and any(self.depth_path(sample) for sample in self.samples)
+        self.with_depth = with_depth
+        self.prepare_cameras()
+        cache = config.data.cache
+        self.cache = None if cache is None else FrameCache(cache, self.size, config.data.cache_gb)
+
+    def open_root(self, config: Config) -> None:
+        """Look at the folder of the data. Raises InputError where it is none of this kind."""
+        raise NotImplementedError
+
+    def list_samples(self, config: Config, part: str) -> list[Sample]:
+        """The samples of a part before any is left out for missing neighbours; InputError where there is none."""
+        raise NotImplementedError
+
+    def image_path(self, sample: Sample, frame: int | str) -> str | None:
+        """The image of one of the sample's frames: an offset in time, or "s" for the other camera; None: not there."""
+        raise NotImplementedError
+
+    def camera_of(self, sample: Sample) -> Hashable:
+        """What samples of the same intrinsics and stereo pose have in common."""
+        raise NotImplementedError
+
+    def camera(self, sample: Sample) -> tuple[tuple[int, int], np.ndarray, np.ndarray | None]:
+        """Native size (height, width), intrinsics 3x3 there, and with "s" among the frames the stereo pose.
+
+        The pose 4x4 is source_from_target in metres. Raises InputError for a bad calibration.
+        """
+        raise NotImplementedError
+
+    def depth_path(self, sample: Sample) -> str | None:
+        """Where the sample's ground truth comes from, if there is any."""
+        raise NotImplementedError
+
+    def ground_truth_hint(self) -> str:
+        """Where ground truth is looked for."""
+        raise NotImplementedError
+
+    def read_depth(self, sample: Sample, path: str) -> np.ndarray:
+        """Ground truth float32 `[h, w]` (metres, 0 = none) at the camera's native size."""
+        raise NotImplementedError
+
+    def find_samples(self, config: Config, part: str, require_depth: bool) -> None:
+        """The part's samples that have all their frames, and ground truth where that is required; counts the others."""
+        listed = self.list_samples(config, part)
+        complete = [sample for sample in listed if all(self.image_path(sample, frame) for frame in self.frames)]
+        if not complete:
+            raise InputError(
+                f"{part}: none of {len(listed)} samples has all of its frames {self.frames} below {self.config.root}; "
+                f"the first is {listed[0]}; download what is missing or change data.frames"
+            )
+        self.samples = [sample for sample in complete if self.depth_path(sample)] if require_depth else complete
+        if not self.samples:
+            raise InputError(f"{part}: none of {len(complete)} samples has ground truth; {self.ground_truth_hint()}")
+        self.left_out = len(listed) - len(complete)
+        self.without_depth = len(complete) - len(self.samples)
+
+    def prepare_cameras(self) -> None:
+        """Compute each camera's intrinsics, stereo pose and native size, so that a bad calibration ends it here."""
+        self.native_sizes: dict[Hashable, tuple[int, int]] = {}
+        self.intrinsics: dict[Hashable, Tensor] = {}
+        self.stereo_poses: dict[Hashable, Tensor] = {}
+        for camera, sample in {self.camera_of(sample): sample for sample in reversed(self.samples)}.items():
+            size, intrinsics, stereo_pose = self.camera(sample)
+            self.native_sizes[camera] = size
+            self.intrinsics[camera] = self.scaled_intrinsics(intrinsics, size)
+            if stereo_pose is not None:
+                self.stereo_poses[camera] = torch.from_numpy(stereo_pose).float()
+        self.depth_size = tuple(map(max, zip(*self.native_sizes.values(), strict=True)))
+
+    def scaled_intrinsics(self, intrinsics: np.ndarray, native_size: tuple[int, int]) -> Tensor:
+        """Intrinsics float32 `[3, 3]` of the resized images: the camera's own, or the fixed normalised ones."""
+        if self.config.intrinsics == "fixed":
+            height, width = self.size
+            return torch.tensor(FIXED_INTRINSICS) * torch.tensor([[width], [height], [1.0]])
+        return resize_intrinsics(torch.from_numpy(intrinsics), native_size, self.size).float()
+
+    def describe(self) -> str:
+        """A line for a run's header: how many samples of how many drives, what was left out, and what is cached."""
+        text = f"{len(self.samples)} samples of {len(self.drives)} drives"
+        if self.left_out:
+            text += f", {self.left_out} left out (missing frames)"
+        if self.without_depth:
+            text += f", {self.without_depth} left out (no ground truth)"
+        if self.cache is not None:
+            text += f"\n  cached   {self.cache.describe(len(self.image_files()))}"
+        return text
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation is drawn; workers that already run see it too."""
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Sample `index`.
+
+        images uint8 `[F, 3, H, W]`; intrinsics `[3, 3]`; stereo_pose `[4, 4]` (source_from_target, metres; with "s"
+        only); depth `[h, w]` (metres, 0 = none, padded at the bottom and the right) and depth_size int64 `[2]`
+        (with_depth only); jitter `[5]`: flip (0 or 1), brightness, contrast, saturation, hue; index int64; replaced
+        int64: 1 where the sample cannot be read and the next good one stands in, which only `data.skip_bad_frames`
+        allows (InputError otherwise).
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        item, steps = self.load_readable(index)
+        item["jitter"] = self.draw_jitter(index)
+        item["index"] = torch.tensor(index)
+        item["replaced"] = torch.tensor(int(steps > 0))
+        return item
+
+    def load_readable(self, index: int) -> tuple[dict[str, Tensor], int]:
+        """The sample at `index`, or the next readable one if bad frames are skipped, and how many steps away it is."""
+        if not self.config.skip_bad_frames:
+            return self.load(self.samples[index]), 0
+        for steps in range(min(MOST_REPLACEMENTS + 1, len(self))):
+            try:
+                return self.load(self.samples[(index + steps) % len(self)]), steps
+            except InputError as error:
+                last = error
+        raise InputError(
+            f"{steps + 1} samples in a row cannot be read, from {self.samples[index]} on; the last: {last}"
+        )
+
+    def load(self, sample: Sample) -> dict[str, Tensor]:
+        """Images, camera and ground truth of a sample."""
+        camera = self.camera_of(sample)
+        images = [self.load_frame(self.image_path(sample, frame), camera) for frame in self.frames]
+        item = {"images": torch.stack(images), "intrinsics": self.intrinsics[camera].clone()}
+        if STEREO in self.frames:
+            item["stereo_pose"] = self.stereo_poses[camera].clone()
+        if self.with_depth:
+            height, width = self.native_sizes[camera]
+            item["depth"] = torch.zeros(self.depth_size)
+            item["depth"][:height, :width] = torch.from_numpy(self.load_depth(sample))
+            item["depth_size"] = torch.tensor([height, width])
+        return item
+
+    def load_frame(self, path: str, camera: Hashable) -> Tensor:
+        """The image at `path` of a camera, uint8 `[3, H, W]`."""
+        size = self.native_sizes[camera]
+        if self.cache is not None:
+            return self.cache.load(path, size)
+        # In training's order neighbours are far apart; else consecutive samples have most frames in common.
+        return load_image(path, self.size, size) if self.is_training else load_recent_image(path, self.size, size)
+
+    def image_files(self) -> dict[str, tuple[int, int]]:
+        """All images that the samples need, with the size (height, width) that each must have."""
+        return {
+            self.image_path(sample, frame): self.native_sizes[self.camera_of(sample)]
+            for sample in self.samples
+            for frame in self.frames
+        }
+
+    def load_depth(self, sample: Sample) -> np.ndarray:
+        """Ground truth float32 `[h, w]` (metres, 0 = none) at the camera's native size; all 0 where there is none."""
+        path = self.depth_path(sample)
+        if path is None:
+            return np.zeros(self.native_sizes[self.camera_of(sample)], dtype=np.float32)
+        return self.read_depth(sample, path)
+
+    def draw_jitter(self, index: int) -> Tensor:
+        """The numbers of a sample's augmentation, float32 `[5]`; always the same for one seed, epoch and index."""
+        if not self.is_training:
+            return torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
+        random = np.random.default_rng((self.seed, int(self.epoch), index))
+        # All numbers are drawn whatever the probabilities, so that changing one leaves the others as they are.
+        flip, coloured = random.random(2) < (self.config.flip, self.config.colour_jitter)
+        factors, hue = random.uniform(0.8, 1.2, 3), random.uniform(-0.1, 0.1)
+        colour = [*factors, hue] if coloured else [1.0, 1.0, 1.0, 0.0]
+        return torch.tensor([float(flip), *colour], dtype=torch.float32)
