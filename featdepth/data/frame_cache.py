@@ -56,7 +56,7 @@ class FrameCache:
         """folder: may be shared by data sets, sizes, runs and machines; size: (H, W) of the frames kept.
 
         limit: GB that the folder may hold in all before nothing more is added; None: what leaves 1 GB of the disk free.
-        Raises InputError where the folder cannot be made, and where it can be neither written nor found complete.
+        Raises InputError where the folder is not there and cannot be made; one that can only be read is used as it is.
         """
         self.root, self.size, self.limit = Path(folder), size, limit
         self.frame_bytes = 3 * size[0] * size[1]
