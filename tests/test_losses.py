@@ -171,3 +171,10 @@ def test_gradients_are_finite_where_the_images_are_equal():
     prediction = image.clone().requires_grad_()
     losses.photometric_error(prediction, image).sum().backward()
     assert prediction.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dimension", [-1, -2])
+def test_gradient_of_differences(dimension):
+    values = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(losses.difference(values, dimension), values.diff(dim=dimension))
+    assert torch.autograd.gradcheck(losses.difference, (values, dimension))
