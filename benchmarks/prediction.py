@@ -36,6 +36,7 @@ from torch import Tensor
 
 from featdepth.config import Model
 from featdepth.models import FeatDepth
+from featdepth.processes import keep_freed_memory
 
 COLUMNS = [
     Column("frames_per_second", "frames/s", 2),
@@ -53,6 +54,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = device_of(arguments)
     choose_variants(arguments, device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the programs do
 
     result = start(device, {"rounds": arguments.repeat})
     result["rows"] = []
