@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
+from featdepth.data.splits import seen_again
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.metrics.depth import METRICS, flip_post_process, mean_scores, median, score_batch
@@ -56,7 +57,7 @@ def main() -> None:
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     config.data.height, config.data.width = model.height, model.width
     dataset = build_dataset(config, "test", frames=[0], require_depth=True)
-    contaminated = find_contamination(model, dataset.drives, config)
+    contaminated = find_contamination(model, dataset.recordings(), config)
     pixel_median, note = fit_pixel_median(accelerator, config)
     accelerator.print(
         f"model      {checkpoint}, {model.settings.objective}, {model.height}x{model.width}\n"
@@ -94,10 +95,10 @@ def check_writable(out: Path) -> None:
         raise InputError(f"{out}: the results cannot be written below {existing}; choose another --out")
 
 
-def find_contamination(model: FeatDepth, test_drives: list[str], config: Config) -> list[str]:
-    """The test drives that the model was trained on, and those its own record admits. Refused unless allowed."""
+def find_contamination(model: FeatDepth, tested: list[str], config: Config) -> list[str]:
+    """The test recordings that the model was trained on, and those its own record admits. Refused unless allowed."""
     record = model.training_record
-    shared = sorted(set(record.get("drives", [])) & set(test_drives))
+    shared = seen_again(record.get("drives", []), tested)
     if shared and not config.data.allow_leakage:
         raise InputError(
             f"the model was trained on test drives ({', '.join(shared)}); its scores would mean nothing, "

@@ -51,7 +51,7 @@ def main() -> None:
     # Networks and optimizer. One process of each machine goes first, so that weights are downloaded once.
     with accelerator.local_main_process_first():
         model = build_model(config)
-    model.record_training(train_data.drives, contaminated, versions())
+    model.record_training(train_data.recordings(), contaminated, versions())
     model = model.to(memory_format=torch.channels_last)
     if config.train.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

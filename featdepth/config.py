@@ -41,13 +41,14 @@ class Run:
 class Data:
     kind: str = "kitti_raw"  # layout of the folder below `root`
     root: str = ""  # folder of the data set; has to be set
-    split: str = "eigen"  # "eigen" (built in), or a folder with train_files.txt, val_files.txt and test_files.txt
+    split: str = "eigen"  # built in ("eigen", "official", "time"), or a folder with train_, val_ and test_files.txt
     train_files: str | None = None  # list file that takes the place of the split's training list
     val_files: str | None = None  # the same for validation
     test_files: str | None = None  # the same for test
     frames: list[int | str] = field(default_factory=lambda: [0, -1, 1, "s"])  # target 0, then sources; s: other camera
     height: int = 320  # pixels, multiple of 32: images are resized to height x width
     width: int = 1024  # pixels, multiple of 32
+    crop: list[float] = field(default_factory=lambda: [0.0] * 4)  # parts cut off before: top, bottom, left, right
     intrinsics: str = "calibration"  # "calibration": each drive's own; "fixed": one normalised K for everything
     flip: float = 0.5  # probability of mirroring a training sample
     colour_jitter: float = 0.5  # probability of colour jitter of a training sample
@@ -121,7 +122,7 @@ class Train:
 
 @dataclass
 class Evaluate:
-    protocol: str = "eigen"  # "eigen": raw LiDAR; "eigen_improved": proj_depth/groundtruth
+    protocol: str = "eigen"  # "eigen": raw LiDAR; "eigen_improved": proj_depth/groundtruth; "own": other data sets'
     crop: str = "garg"  # "garg" or "none"
     cap: float = 80.0  # metres: ground truth beyond it is ignored, predictions are clamped to it
     flip: bool = False  # average with the prediction of the mirrored image

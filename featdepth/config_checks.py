@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Collection, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from featdepth.config_values import shown
 from featdepth.errors import InputError
@@ -20,18 +20,32 @@ SMALLEST_SIDE = 2 * STRIDE  # pixels: reflection padding of the deepest feature 
 LARGEST_SIDE = 16384  # pixels; this and the next two keep absurd numbers from demanding all memory
 WIDEST_DECODER = 4096  # channels
 MOST_FRAMES = 64
-HAS_STEREO = {"kitti_raw": True}  # kinds of data, and whether they have a second camera
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 LAYERS = (18, 34, 50, 101)
 
+
+class Kind(NamedTuple):
+    """What a kind of data offers to choose from."""
+
+    has_stereo: bool  # there can be a second camera
+    splits: tuple[str, ...] = ("time",)  # built in, values of `data.split`
+    protocols: tuple[str, ...] = ("own",)  # values of `evaluate.protocol`
+
+
+KINDS = {  # by their names in `data.kind`; `featdepth.data.kinds` has the classes
+    "kitti_raw": Kind(True, ("eigen",), ("eigen", "eigen_improved")),
+    "kitti_odometry": Kind(True, ("official", "time")),
+}
+BUILT_IN_SPLITS = {split for kind in KINDS.values() for split in kind.splits}
+
 CHOICES = {
-    "data.kind": tuple(HAS_STEREO),
+    "data.kind": tuple(KINDS),
     "data.intrinsics": ("calibration", "fixed"),
     "model.objective": ("photometric", "autoencoder", "feature_metric", "joint"),
     "model.depth_layers": LAYERS,
     "model.pose_layers": LAYERS,
     "model.feature_layers": LAYERS,
-    "evaluate.protocol": ("eigen", "eigen_improved"),
+    "evaluate.protocol": ("eigen", "eigen_improved", "own"),
     "evaluate.crop": ("garg", "none"),
 }
 POSITIVE = (
@@ -92,6 +106,7 @@ def problems(config: Config, check_files: bool, training: bool) -> Problems:
     yield from check_choices(config)
     yield from check_ranges(config)
     yield from check_run(config)
+    yield from check_kind(config)
     yield from check_frames(config)
     yield from check_sizes(config)
     yield from check_model(config, training)
@@ -159,6 +174,24 @@ def check_run(config: Config) -> Problems:
             yield "run.trackers", f"has {shown(tracker)}, expected {one_of(tracker, TRACKERS)}"
 
 
+def check_kind(config: Config) -> Problems:
+    """What depends on the kind of data."""
+    data, protocol = config.data, config.evaluate.protocol
+    kind = KINDS[data.kind]
+    if data.split in BUILT_IN_SPLITS and data.split not in kind.splits:
+        names = ", ".join(kind.splits)
+        yield "data.split", f"is {data.split}, but data.kind {data.kind} has {names}, or a folder with list files"
+    if data.split == "time" and any((data.train_files, data.val_files, data.test_files)):
+        yield "data.split", "is time, which divides all drives; it does not go with list files"
+    if protocol not in kind.protocols:
+        expected = one_of(protocol, kind.protocols)
+        yield "evaluate.protocol", f"is {protocol}, but the ground truth of data.kind {data.kind} is {expected}"
+    if len(data.crop) != 4:
+        yield "data.crop", f"is {shown(data.crop)}, expected four parts: top, bottom, left, right"
+    elif min(data.crop) < 0 or data.crop[0] + data.crop[1] > 0.9 or data.crop[2] + data.crop[3] > 0.9:
+        yield "data.crop", f"is {shown(data.crop)}, it must leave at least a tenth of the height and of the width"
+
+
 def check_frames(config: Config) -> Problems:
     frames = config.data.frames
     written = shown(frames)
@@ -176,7 +209,7 @@ def check_frames(config: Config) -> Problems:
         yield "data.frames", f"has {len(frames)} frames, it must have at most {MOST_FRAMES}"
     if len(frames) < 2 and config.model.objective != "autoencoder":
         yield "data.frames", f"is {written}, model.objective {config.model.objective} needs a source, as in [0, -1, 1]"
-    if "s" in frames and not HAS_STEREO.get(config.data.kind, True):
+    if "s" in frames and not KINDS[config.data.kind].has_stereo:
         yield "data.frames", f"is {written}, but data.kind {config.data.kind} has one camera; leave out s"
     if "s" in frames and config.model.metres_per_unit is None and config.model.objective != "autoencoder":
         yield "model.metres_per_unit", "is null, but the stereo frame s of data.frames needs it; KITTI: 36.0"
@@ -236,8 +269,9 @@ def check_data_files(config: Config) -> Problems:
         yield "data.root", f"is {shown(data.root)}: no such folder; set it to the folder of the data set"
     if data.cache is not None and os.path.exists(data.cache) and not os.path.isdir(data.cache):
         yield "data.cache", f"is {shown(data.cache)}, which is no folder"
-    if data.split != "eigen" and not os.path.isdir(data.split):
-        yield "data.split", f"is {shown(data.split)}, neither eigen nor a folder with list files"
+    if data.split not in BUILT_IN_SPLITS and not os.path.isdir(data.split):
+        built_in = " nor ".join(KINDS[data.kind].splits)
+        yield "data.split", f"is {shown(data.split)}, neither {built_in} nor a folder with list files"
     for key in ("train_files", "val_files", "test_files"):
         path = getattr(data, key)
         if path is not None and not os.path.isfile(path):

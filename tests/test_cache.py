@@ -152,7 +152,7 @@ class TestFrames:
     def test_are_refused_where_the_file_would_be(self, tree: Path) -> None:
         first, second, *_ = fill(tree)
         cache = open_cache(tree)
-        with pytest.raises(InputError, match="120 x 40 pixels, but its day's calibration is for 121 x 40"):
+        with pytest.raises(InputError, match="120 x 40 pixels, but its camera's calibration is for 121 x 40"):
             cache.load(first, (40, 121))
         second.unlink()
         with pytest.raises(InputError, match=f"{second.name}: the image cannot be read: No such file"):

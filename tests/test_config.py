@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from featdepth.config import Config, from_dict, load_config, parse_arguments, save_config, to_dict
-from featdepth.config_checks import check_config
+from featdepth.config_checks import KINDS, check_config
 from featdepth.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -212,7 +212,7 @@ def test_aliases_are_refused_before_they_grow(tmp_path: Path) -> None:
 
 
 def test_stereo_frame_is_refused_without_second_camera(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featdepth.config_checks.HAS_STEREO", {"kitti_raw": False})
+    monkeypatch.setitem(KINDS, "kitti_raw", KINDS["kitti_raw"]._replace(has_stereo=False))
     config = from_dict({"model": {"objective": "photometric"}}, "x")
     with pytest.raises(InputError, match=r"data.frames is .* but data.kind kitti_raw has one camera; leave out s"):
         check_config(config, "x", check_files=False)

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from kitti_tree import drive_name, make_config, write_list
 
+from featdepth.config_checks import KINDS
 from featdepth.data import check_leakage, leaked_drives
-from featdepth.data.splits import Sample, eigen_split, eigen_test_samples, held_out_drives, read_list
+from featdepth.data.kinds import DATASETS
+from featdepth.data.kitti_eigen import eigen_split, eigen_test_samples
+from featdepth.data.kitti_raw import KittiRaw
+from featdepth.data.splits import Sample, held_out_drives, read_list, seen_again
 from featdepth.errors import InputError
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))
@@ -22,6 +26,10 @@ def write_split(tmp_path: Path, train: str | None = None, val: str | None = None
     for name, drive in (("train", train), ("val", val), ("test", test)):
         if drive is not None:
             write_list(tmp_path / "split" / f"{name}_files.txt", [f"{drive} 5 l"])
+
+
+def test_configuration_knows_every_kind_of_data():
+    assert list(KINDS) == list(DATASETS)
 
 
 def test_list_of_both_number_styles_with_line_numbers(tmp_path):
@@ -130,7 +138,7 @@ def test_a_drive_of_a_synthetic_set_may_be_called_like_an_eigen_test_drive(tmp_p
 def test_eigen_training_avoids_drives_of_lists_that_replace_the_other_parts(tmp_path):
     path = write_list(tmp_path / "list.txt", [f"{FIRST} 5 l"])
     config = make_config(tmp_path, split="eigen", val_files=str(path))
-    assert FIRST in held_out_drives(config) and drive_name(13) in held_out_drives(config)
+    assert FIRST in held_out_drives(config, KittiRaw) and drive_name(13) in held_out_drives(config, KittiRaw)
     assert leaked_drives(config) == []
 
 
@@ -138,3 +146,19 @@ def test_an_override_that_does_not_exist_is_refused(tmp_path):
     write_split(tmp_path, train=FIRST)
     with pytest.raises(InputError, match=r"absent.txt"):
         check_leakage(make_config(tmp_path, val_files=str(tmp_path / "absent.txt")))
+
+
+@pytest.mark.parametrize(
+    ("seen", "tested", "again"),
+    [
+        (["a", "b"], ["b", "c"], ["b"]),
+        (["a 0-79"], ["a 80-99"], []),
+        (["a 0-79"], ["a 79-99", "a 100-120"], ["a 79-99"]),
+        (["a 0-79"], ["a"], ["a"]),
+        (["a"], ["a 5-6"], ["a 5-6"]),
+        (["a b 0-7"], ["a b 7-7", "a 0-7"], ["a b 7-7"]),
+        ([], ["a"], []),
+    ],
+)
+def test_recordings_that_were_seen_are_known_again(seen, tested, again):
+    assert seen_again(seen, tested) == again

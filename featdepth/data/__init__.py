@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from featdepth.data import splits
 from featdepth.data.augment import augment
 from featdepth.data.dataset import FrameDataset
-from featdepth.data.kitti_raw import KittiRaw
-from featdepth.data.splits import check_leakage, leaked_drives
-from featdepth.errors import InputError
+from featdepth.data.kinds import kind_of
 
 if TYPE_CHECKING:
     from featdepth.config import Config
 
 __all__ = ["augment", "build_dataset", "check_leakage", "leaked_drives"]
-
-DATASETS: dict[str, type[FrameDataset]] = {"kitti_raw": KittiRaw}
 
 
 def build_dataset(
@@ -33,6 +30,16 @@ def build_dataset(
     without ground truth and count them. Raises InputError for everything wrong with the data that can be seen without
     decoding it, for a part without samples, and for a training part that shares drives with another part.
     """
-    if config.data.kind not in DATASETS:
-        raise InputError(f"data.kind: {config.data.kind!r} is unknown; there is {', '.join(DATASETS)}")
-    return DATASETS[config.data.kind](config, part, with_depth, frames, require_depth)
+    if part == "train":
+        check_leakage(config)
+    return kind_of(config)(config, part, with_depth, frames, require_depth)
+
+
+def leaked_drives(config: Config) -> list[str]:
+    """Names of the drives that more than one of training, validation and test have, sorted; empty for a clean split."""
+    return splits.leaked_drives(config, kind_of(config))
+
+
+def check_leakage(config: Config) -> list[str]:
+    """The drives that the split's parts share; InputError, naming them, unless `data.allow_leakage`."""
+    return splits.check_leakage(config, kind_of(config))

@@ -27,13 +27,12 @@ from featdepth.data import build_dataset
 from featdepth.data.frame_cache import FrameCache
 from featdepth.data.shards import (
     Source,
-    frame_size,
     identify,
+    is_current,
     keep_only,
     read_shard,
     remove_leftovers,
     shard_files,
-    size_folder,
     size_folders,
     used_bytes,
 )
@@ -172,7 +171,7 @@ def shrink(root: Path, limit: int | None) -> None:
     shards.sort(key=lambda index: index.stat().st_mtime_ns, reverse=True)
     room = float("inf") if limit is None else limit
     for index in tqdm(shards, unit="shard", disable=None):
-        outdated = index.parent.name != size_folder(frame_size(index.parent))
+        outdated = not is_current(index.parent)
         kept = []
         for slot, (line, source, frame) in enumerate(read_shard(index)):
             name = "of another version" if outdated else verdict(source, frame, seen)

@@ -44,10 +44,7 @@ class Calibration:
         """
         name = f"P_rect_{CAMERAS[side]}"
         projection = parse_row(self.camera_path, self.camera_rows, name, 12).reshape(3, 4)
-        if projection[0, 0] < 1 or projection[1, 1] < 1:
-            raise InputError(f"{self.camera_path}: {name} has a focal length that is not positive, or below a pixel")
-        if projection[1, 0] or (projection[2, :3] != (0, 0, 1)).any():
-            raise InputError(f"{self.camera_path}: {name} is no pinhole camera [fx s cx; 0 fy cy; 0 0 1]")
+        check_pinhole(self.camera_path, name, projection)
         return projection
 
     def intrinsics(self, side: str) -> np.ndarray:
@@ -84,6 +81,17 @@ class Calibration:
     @cached_property
     def scanner_rows(self) -> dict[str, str]:
         return read_rows(self.scanner_path)
+
+
+def check_pinhole(path: str | Path, name: str, matrix: np.ndarray) -> None:
+    """Raise InputError unless the left 3x3 part of a `matrix` is a pinhole camera's K, which can be inverted.
+
+    name: of the matrix in the file at `path`.
+    """
+    if matrix[0, 0] < 1 or matrix[1, 1] < 1:
+        raise InputError(f"{path}: {name} has a focal length that is not positive, or below a pixel")
+    if matrix[1, 0] or (matrix[2, :3] != (0, 0, 1)).any():
+        raise InputError(f"{path}: {name} is no pinhole camera [fx s cx; 0 fy cy; 0 0 1]")
 
 
 def read_rows(path: Path) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Hashable, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featdepth.data.frame_cache import FrameCache
-from featdepth.data.images import load_image, load_recent_image
-from featdepth.data.splits import Sample
+from featdepth.data.images import Window, crop_window, load_image, load_recent_image
+from featdepth.data.splits import FOLDERS, Naming, Sample, list_file, read_list
 from featdepth.errors import InputError
-from featdepth.geometry import resize_intrinsics
+from featdepth.geometry import crop_intrinsics, resize_intrinsics
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -24,14 +25,24 @@ MOST_REPLACEMENTS = 10  # bad samples in a row: beyond that the data set is brok
 FIXED_INTRINSICS = [[0.58, 0.0, 0.5], [0.0, 1.92, 0.5], [0.0, 0.0, 1.0]]  # of the published code, in widths and heights
 
 
-class FrameDataset(Dataset):
+class Camera(NamedTuple):
+    """What a sample's images were taken with."""
+
+    size: tuple[int, int]  # height, width of the files, pixels
+    intrinsics: np.ndarray  # 3x3 at that size, pixel centres at integers
+    stereo_pose: np.ndarray | None = None  # 4x4 source_from_target of the other camera, metres
+
+
+class FrameDataset(Dataset, ABC):
     """Samples as dicts of tensors (see `__getitem__`); made by `featdepth.data.build_dataset`.
 
     samples: the target images, in order; drives: their drives, sorted; left_out: listed samples that lack one of their
     frames; without_depth: samples left out for want of ground truth; depth_size: the common size of `depth`.
 
-    A kind of data is a subclass that says what is on the disk: the methods from `open_root` to `read_depth`.
+    A kind of data is a subclass that says what is on the disk: the abstract methods, and those up to `distance`.
     """
+
+    naming: ClassVar[Naming] = FOLDERS  # of drives in lists
 
     def __init__(
         self,
@@ -57,42 +68,82 @@ class FrameDataset(Dataset):
         self.with_depth = with_depth
         self.prepare_cameras()
         cache = config.data.cache
-        self.cache = None if cache is None else FrameCache(cache, self.size, config.data.cache_gb)
+        self.cache = None
+        if cache is not None:
+            self.cache = FrameCache(cache, self.size, config.data.cache_gb, config.data.crop)
 
+    @classmethod
+    def built_in_drives(cls, split: str, part: str) -> Collection[str]:
+        """Names, or patterns such as "val/*", of the drives of a part of a built-in split."""
+        raise NotImplementedError(f"{cls.__name__} has no split {split}")
+
+    @abstractmethod
     def open_root(self, config: Config) -> None:
         """Look at the folder of the data. Raises InputError where it is none of this kind."""
-        raise NotImplementedError
 
-    def list_samples(self, config: Config, part: str) -> list[Sample]:
-        """The samples of a part before any is left out for missing neighbours; InputError where there is none."""
-        raise NotImplementedError
+    @abstractmethod
+    def built_in_samples(self, config: Config, part: str) -> list[Sample]:
+        """The samples of a part of a built-in split; InputError where there is none."""
 
+    @abstractmethod
     def image_path(self, sample: Sample, frame: int | str) -> str | None:
         """The image of one of the sample's frames: an offset in time, or "s" for the other camera; None: not there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def camera_of(self, sample: Sample) -> Hashable:
-        """What samples of the same intrinsics and stereo pose have in common."""
-        raise NotImplementedError
+        """What samples of the same camera (intrinsics, size and stereo pose) have in common."""
 
-    def camera(self, sample: Sample) -> tuple[tuple[int, int], np.ndarray, np.ndarray | None]:
-        """Native size (height, width), intrinsics 3x3 there, and with "s" among the frames the stereo pose.
+    @abstractmethod
+    def camera(self, sample: Sample) -> Camera:
+        """The sample's camera, with a stereo pose where "s" is among the frames. InputError for a bad calibration."""
 
-        The pose 4x4 is source_from_target in metres. Raises InputError for a bad calibration.
-        """
-        raise NotImplementedError
-
+    @abstractmethod
     def depth_path(self, sample: Sample) -> str | None:
         """Where the sample's ground truth comes from, if there is any."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ground_truth_hint(self) -> str:
         """Where ground truth is looked for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_depth(self, sample: Sample, path: str) -> np.ndarray:
-        """Ground truth float32 `[h, w]` (metres, 0 = none) at the camera's native size."""
-        raise NotImplementedError
+        """Ground truth float32 `[h, w]` (metres, 0 = none) at the size of the camera's files."""
+
+    def recordings(self) -> list[str]:
+        """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
+        return self.drives
+
+    def poses(self, drive: str) -> dict[int, np.ndarray]:
+        """world_from_camera 4x4 (metres) of the left or only camera at each frame where it is known."""
+        return {}
+
+    def times(self, drive: str) -> dict[int, float]:
+        """Seconds at which each frame was taken, where that is known."""
+        return {}
+
+    def distance(self, sample: Sample, frame: int) -> float | None:
+        """Metres between the camera at the target and at the frame `frame` later or earlier; None: unknown."""
+        poses = self.poses(sample.drive)
+        one, other = poses.get(sample.frame), poses.get(sample.frame + frame)
+        return None if one is None or other is None else float(np.linalg.norm(other[:3, 3] - one[:3, 3]))
+
+    def list_samples(self, config: Config, part: str) -> list[Sample]:
+        """The samples of a part before any is left out for missing neighbours.
+
+        Raises InputError where there is none, and for a line of a list whose target image is not on the disk.
+        """
+        path = list_file(config, part)
+        if path is None:
+            return self.built_in_samples(config, part)
+        samples = []
+        for number, sample in read_list(path, self.naming):
+            if self.image_path(sample, 0) is None:
+                raise InputError(
+                    f"{path}:{number}: {sample} names a frame that is not below {config.data.root}; "
+                    "download it or remove the line"
+                )
+            samples.append(sample)
+        return samples
 
     def find_samples(self, config: Config, part: str, require_depth: bool) -> None:
         """The part's samples that have all their frames, and ground truth where that is required; counts the others."""
@@ -111,23 +162,36 @@ class FrameDataset(Dataset):
 
     def prepare_cameras(self) -> None:
         """Compute each camera's intrinsics, stereo pose and native size, so that a bad calibration ends it here."""
-        self.native_sizes: dict[Hashable, tuple[int, int]] = {}
+        self.native_sizes: dict[Hashable, tuple[int, int]] = {}  # of the files
+        self.windows: dict[Hashable, Window | None] = {}  # what `data.crop` leaves of them
         self.intrinsics: dict[Hashable, Tensor] = {}
         self.stereo_poses: dict[Hashable, Tensor] = {}
         for camera, sample in {self.camera_of(sample): sample for sample in reversed(self.samples)}.items():
             size, intrinsics, stereo_pose = self.camera(sample)
             self.native_sizes[camera] = size
-            self.intrinsics[camera] = self.scaled_intrinsics(intrinsics, size)
+            self.windows[camera] = crop_window(size, self.config.crop)
+            self.intrinsics[camera] = self.scaled_intrinsics(intrinsics, size, self.windows[camera])
             if stereo_pose is not None:
                 self.stereo_poses[camera] = torch.from_numpy(stereo_pose).float()
-        self.depth_size = tuple(map(max, zip(*self.native_sizes.values(), strict=True)))
+        self.depth_size = tuple(map(max, zip(*map(self.shown_size, self.native_sizes), strict=True)))
 
-    def scaled_intrinsics(self, intrinsics: np.ndarray, native_size: tuple[int, int]) -> Tensor:
-        """Intrinsics float32 `[3, 3]` of the resized images: the camera's own, or the fixed normalised ones."""
+    def shown_size(self, camera: Hashable) -> tuple[int, int]:
+        """Height and width of a camera's images after the crop, before they are resized."""
+        if self.windows[camera] is None:
+            return self.native_sizes[camera]
+        top, bottom, left, right = self.windows[camera]
+        return bottom - top, right - left
+
+    def scaled_intrinsics(self, intrinsics: np.ndarray, size: tuple[int, int], window: Window | None) -> Tensor:
+        """Intrinsics float32 `[3, 3]` of the cropped and resized images: the camera's own, or the fixed ones."""
         if self.config.intrinsics == "fixed":
             height, width = self.size
             return torch.tensor(FIXED_INTRINSICS) * torch.tensor([[width], [height], [1.0]])
-        return resize_intrinsics(torch.from_numpy(intrinsics), native_size, self.size).float()
+        own = torch.from_numpy(intrinsics)
+        if window is not None:
+            top, bottom, left, right = window
+            own, size = crop_intrinsics(own, left, top), (bottom - top, right - left)
+        return resize_intrinsics(own, size, self.size).float()
 
     def describe(self) -> str:
         """A line for a run's header: how many samples of how many drives, what was left out, and what is cached."""
@@ -185,7 +249,7 @@ class FrameDataset(Dataset):
         if STEREO in self.frames:
             item["stereo_pose"] = self.stereo_poses[camera].clone()
         if self.with_depth:
-            height, width = self.native_sizes[camera]
+            height, width = self.shown_size(camera)
             item["depth"] = torch.zeros(self.depth_size)
             item["depth"][:height, :width] = torch.from_numpy(self.load_depth(sample))
             item["depth_size"] = torch.tensor([height, width])
@@ -197,7 +261,8 @@ class FrameDataset(Dataset):
         if self.cache is not None:
             return self.cache.load(path, size)
         # In training's order neighbours are far apart; else consecutive samples have most frames in common.
-        return load_image(path, self.size, size) if self.is_training else load_recent_image(path, self.size, size)
+        load = load_image if self.is_training else load_recent_image
+        return load(path, self.size, size, self.windows[camera])
 
     def image_files(self) -> dict[str, tuple[int, int]]:
         """All images that the samples need, with the size (height, width) that each must have."""
@@ -208,11 +273,15 @@ class FrameDataset(Dataset):
         }
 
     def load_depth(self, sample: Sample) -> np.ndarray:
-        """Ground truth float32 `[h, w]` (metres, 0 = none) at the camera's native size; all 0 where there is none."""
-        path = self.depth_path(sample)
+        """Ground truth float32 `[h, w]` (metres, 0 = none) of the cropped image, not resized; all 0: there is none."""
+        path, camera = self.depth_path(sample), self.camera_of(sample)
         if path is None:
-            return np.zeros(self.native_sizes[self.camera_of(sample)], dtype=np.float32)
-        return self.read_depth(sample, path)
+            return np.zeros(self.shown_size(camera), dtype=np.float32)
+        depth = self.read_depth(sample, path)
+        if self.windows[camera] is not None:
+            top, bottom, left, right = self.windows[camera]
+            depth = depth[top:bottom, left:right]
+        return depth
 
     def draw_jitter(self, index: int) -> Tensor:
         """The numbers of a sample's augmentation, float32 `[5]`; always the same for one seed, epoch and index."""

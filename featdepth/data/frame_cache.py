@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featdepth.data.images import load_image
+from featdepth.data.images import crop_window, load_image
 from featdepth.data.shards import (
     SHARD_BYTES,
     ShardWriter,
@@ -52,15 +53,18 @@ class Place(NamedTuple):
 class FrameCache:
     """The frames of one size in a cache folder, for reading and adding."""
 
-    def __init__(self, folder: str | Path, size: tuple[int, int], limit: float | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, size: tuple[int, int], limit: float | None = None, crop: Sequence[float] = ()
+    ) -> None:
         """folder: may be shared by data sets, sizes, runs and machines; size: (H, W) of the frames kept.
 
         limit: GB that the folder may hold in all before nothing more is added; None: what leaves 1 GB of the disk free.
+        crop: parts cut off at the top, bottom, left and right before resizing.
         Raises InputError where the folder is not there and cannot be made; one that can only be read is used as it is.
         """
-        self.root, self.size, self.limit = Path(folder), size, limit
+        self.root, self.size, self.limit, self.crop = Path(folder), size, limit, tuple(crop)
         self.frame_bytes = 3 * size[0] * size[1]
-        self.folder = self.root / size_folder(size)
+        self.folder = self.root / size_folder(size, self.crop)
         self.closed = not make_folder(self.folder)  # nothing more is added
         self.forget()
         self.refresh()
@@ -74,7 +78,9 @@ class FrameCache:
 
     def __getstate__(self) -> dict:
         """What a loader process that is not forked gets: the place, not what is known of it."""
-        return {name: getattr(self, name) for name in ("root", "size", "limit", "frame_bytes", "folder", "closed")}
+        return {
+            name: getattr(self, name) for name in ("root", "size", "limit", "crop", "frame_bytes", "folder", "closed")
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -86,14 +92,14 @@ class FrameCache:
         return len(self.known)
 
     def load(self, path: str | Path, expected_size: tuple[int, int]) -> Tensor:
-        """`load_image(path, size, expected_size)`: uint8 `[3, H, W]`, from the cache, or decoded and added to it.
+        """`load_image` of the frame's size and crop: uint8 `[3, H, W]`, from the cache, or decoded and added to it.
 
         Raises InputError as `load_image` does, and where the cache cannot be read or written.
         """
         source = identify(path, expected_size)
         frame = self.find(source)
         if frame is None:
-            frame = load_image(path, self.size, expected_size)
+            frame = load_image(path, self.size, expected_size, crop_window(expected_size, self.crop))
             self.add(source, frame)
         return frame
 

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from featdepth.data.calibration import CAMERAS
-from featdepth.data.splits import DRIVE
+from featdepth.data.listing import list_frames
+from featdepth.data.splits import KITTI_DRIVES
 from featdepth.errors import InputError
 
 IMAGE_NAME = re.compile(r"([0-9]{10})\.(?:jpe?g|png)", re.IGNORECASE)
@@ -31,7 +32,7 @@ class KittiFiles:
         """Names `<date>/<drive>` of the drives on disk, sorted; InputError where there are none."""
         folders = self.root.glob("*_*_*/*_drive_*_sync")
         drives = sorted(folder.relative_to(self.root).as_posix() for folder in folders)
-        drives = [drive for drive in drives if DRIVE.fullmatch(drive)]
+        drives = [drive for drive in drives if KITTI_DRIVES.pattern.fullmatch(drive)]
         if not drives:
             raise InputError(
                 f"{self.root}: no KITTI raw drives here; expected <date>/<date>_drive_XXXX_sync, "
@@ -67,11 +68,5 @@ class KittiFiles:
     def listing(self, folder: str, pattern: re.Pattern[str]) -> dict[int, str]:
         """The files in `folder` whose names match `pattern`, by the frame number that is its first group, in order."""
         if folder not in self.listings:
-            path = self.root / folder
-            try:
-                names = sorted(os.listdir(path)) if path.is_dir() else []
-            except OSError as error:
-                raise InputError(f"{path}: the folder cannot be read: {error.strerror}") from error
-            matches = (pattern.fullmatch(name) for name in names)
-            self.listings[folder] = {int(match[1]): str(path / match[0]) for match in matches if match}
+            self.listings[folder] = list_frames(self.root / folder, pattern)
         return self.listings[folder]

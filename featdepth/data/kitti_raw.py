@@ -7,25 +7,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featdepth.data.calibration import Calibration
-from featdepth.data.dataset import STEREO, FrameDataset
+from featdepth.data.dataset import STEREO, Camera, FrameDataset
 from featdepth.data.ground_truth import cached_lidar_depth, writable_cache_folder
 from featdepth.data.images import load_depth_image
+from featdepth.data.kitti_eigen import eigen_split, eigen_test_samples
 from featdepth.data.kitti_files import KittiFiles
-from featdepth.data.splits import (
-    Sample,
-    check_leakage,
-    eigen_split,
-    eigen_test_samples,
-    held_out_drives,
-    list_file,
-    read_list,
-)
+from featdepth.data.splits import KITTI_DRIVES, Sample, held_out_drives
 from featdepth.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,13 +30,33 @@ OTHER_SIDE = {"l": "r", "r": "l"}
 class KittiRaw(FrameDataset):
     """KITTI raw: a colour stereo rig and a laser scanner, calibrated once a day."""
 
+    naming = KITTI_DRIVES
+
     def open_root(self, config: Config) -> None:
         self.improved = config.evaluate.protocol == "eigen_improved"
         self.files = KittiFiles(config.data.root)
         self.calibrations: dict[str, Calibration] = {}
 
-    def list_samples(self, config: Config, part: str) -> list[Sample]:
-        return list_samples(config, part, self.files)
+    @classmethod
+    def built_in_drives(cls, split: str, part: str) -> Collection[str]:
+        return eigen_split()[part] if split == "eigen" else ()
+
+    def built_in_samples(self, config: Config, part: str) -> list[Sample]:
+        files = self.files
+        if part == "test":
+            # All 697: those that a partial download lacks are counted as left out.
+            here = any(files.image(sample.drive, sample.side, sample.frame) for sample in eigen_test_samples())
+            samples = eigen_test_samples() if here else []
+        elif part == "validation":
+            samples = all_samples(files, eigen_split()["validation"], ["l"])
+        else:
+            samples = all_samples(files, sorted(set(files.drives()) - held_out_drives(config, KittiRaw)), ["l", "r"])
+        if not samples:
+            raise InputError(
+                f"{files.root}: no {part} frame of the eigen split is here; download its drives, or name a list file "
+                f"with data.{'val' if part == 'validation' else part}_files"
+            )
+        return samples
 
     def image_path(self, sample: Sample, frame: int | str) -> str | None:
         side = OTHER_SIDE[sample.side] if frame == STEREO else sample.side
@@ -53,10 +66,10 @@ class KittiRaw(FrameDataset):
     def camera_of(self, sample: Sample) -> tuple[str, str]:
         return sample.date, sample.side
 
-    def camera(self, sample: Sample) -> tuple[tuple[int, int], np.ndarray, np.ndarray | None]:
+    def camera(self, sample: Sample) -> Camera:
         calibration, side = self.calibration(sample), sample.side
         stereo_pose = calibration.stereo_pose(side) if STEREO in self.frames else None
-        return calibration.size(side), calibration.intrinsics(side), stereo_pose
+        return Camera(calibration.size(side), calibration.intrinsics(side), stereo_pose)
 
     def calibration(self, sample: Sample) -> Calibration:
         """That of the sample's day, read once."""
@@ -95,47 +108,8 @@ class KittiRaw(FrameDataset):
         return "\n".join([first, *others])
 
 
-def list_samples(config: Config, part: str, files: KittiFiles) -> list[Sample]:
-    """The samples of a part before any is left out for missing neighbours; InputError where there is none.
-
-    Training is refused where its drives are also another part's (see `check_leakage`).
-    """
-    if part == "train":
-        check_leakage(config)
-    path = list_file(config, part)
-    if path is not None:
-        return listed_samples(path, files)
-    if part == "test":
-        # All 697: those that a partial download lacks are counted as left out.
-        here = any(files.image(sample.drive, sample.side, sample.frame) for sample in eigen_test_samples())
-        samples = eigen_test_samples() if here else []
-    elif part == "validation":
-        samples = all_samples(files, eigen_split()["validation"], ["l"])
-    else:
-        samples = all_samples(files, sorted(set(files.drives()) - held_out_drives(config)), ["l", "r"])
-    if not samples:
-        raise InputError(
-            f"{files.root}: no {part} frame of the eigen split is here; download its drives, or name a list file with "
-            f"data.{'val' if part == 'validation' else part}_files"
-        )
-    return samples
-
-
 def all_samples(files: KittiFiles, drives: list[str], sides: list[str]) -> list[Sample]:
     """Every image of these drives' cameras as a target."""
     return [
         Sample(drive, frame, side) for drive in drives for side in sides for frame in files.image_frames(drive, side)
     ]
-
-
-def listed_samples(path: Path, files: KittiFiles) -> list[Sample]:
-    """The samples of a list file; InputError, naming the line, where a target image is not on disk."""
-    samples = []
-    for number, sample in read_list(path):
-        if files.image(sample.drive, sample.side, sample.frame) is None:
-            raise InputError(
-                f"{path}:{number}: {sample} names a frame that is not below {files.root}; "
-                "download it or remove the line"
-            )
-        samples.append(sample)
-    return samples

@@ -3,6 +3,8 @@
 <folder>/<height>x<width>-<filter>-<version>/<name>.frames   frames uint8 [3, H, W], one after the other
                                              <name>.index    a line with checksum and Source for each of them
 
+(the folder of cropped frames ends with -cropped- and the four parts that are cut off)
+
 The two files are a shard. One process writes it, a frame before its line, and nothing in it ever changes; others map it
 into memory. So any number of processes and machines share a folder without locks: the worst that two of them can do is
 to add the same frame twice.
@@ -32,7 +34,7 @@ from featdepth.files import open_plain
 VERSION = 1  # of the files: raise it when they or what is kept in them change, and all frames are decoded anew
 SHARD_BYTES = 1 << 30  # a shard is closed when it has grown to this
 LARGEST_INDEX = 1 << 28  # bytes; even frames of the smallest size make an index of 30 MB
-SIZE_FOLDER = re.compile(r"[0-9]+x[0-9]+-[a-z]+-[0-9]+")
+SIZE_FOLDER = re.compile(r"[0-9]+x[0-9]+-[a-z]+-[0-9]+(-cropped(-[0-9.]+){4})?")
 LINE = re.compile(rb"([0-9a-f]{8}) (\[.*\])\n")
 SHARD_NAME = re.compile(r"[0-9a-f]{16}")
 
@@ -89,9 +91,15 @@ def write_all(handle: int, content: bytes) -> None:
         rest = rest[os.write(handle, rest) :]
 
 
-def size_folder(size: tuple[int, int]) -> str:
-    """The name of the folder with frames of `size` (H, W), as this version decodes them."""
-    return f"{size[0]}x{size[1]}-{FILTER}-{VERSION}"
+def size_folder(size: tuple[int, int], crop: Sequence[float] = ()) -> str:
+    """The name of the folder with frames of `size` (H, W), as this version decodes them; `crop` as in `data.crop`."""
+    cropped = "-".join(["-cropped", *(f"{part:g}" for part in crop)]) if any(crop) else ""
+    return f"{size[0]}x{size[1]}-{FILTER}-{VERSION}{cropped}"
+
+
+def is_current(folder: Path) -> bool:
+    """Whether the frames in a size's folder are as this version decodes them."""
+    return folder.name.split("-")[1:3] == [FILTER, str(VERSION)]
 
 
 def frame_size(folder: Path) -> tuple[int, int]:

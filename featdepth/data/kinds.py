@@ -1,0 +1,25 @@
+"""The kinds of data, by their names in `data.kind`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.kitti_odometry import KittiOdometry
+from featdepth.data.kitti_raw import KittiRaw
+from featdepth.errors import InputError
+
+if TYPE_CHECKING:
+    from featdepth.config import Config
+
+DATASETS: dict[str, type[FrameDataset]] = {
+    "kitti_raw": KittiRaw,
+    "kitti_odometry": KittiOdometry,
+}
+
+
+def kind_of(config: Config) -> type[FrameDataset]:
+    """The dataset class that `data.kind` names. Raises InputError."""
+    if config.data.kind not in DATASETS:
+        raise InputError(f"data.kind: {config.data.kind!r} is unknown; there are {', '.join(DATASETS)}")
+    return DATASETS[config.data.kind]
