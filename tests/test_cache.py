@@ -149,6 +149,18 @@ class TestFrames:
         folders = {folder.name for folder in (tree / "frames").iterdir()}
         assert folders == {"64x96-triangle-1", "64x192-triangle-1"}
 
+    def test_of_other_crops_have_their_own_places(self, tree: Path, decoded: list[str]) -> None:
+        crops = ([0.0, 0.0, 0.0, 0.0], [0.1, 0.25, 0.25, 0.0])
+        plain = [build_dataset(plain_config(tree, crop=crop), "train")[0]["images"] for crop in crops]
+        assert not torch.equal(*plain)
+        for _ in range(2):
+            cached = [build_dataset(cached_config(tree, crop=crop), "train")[0]["images"] for crop in crops]
+            assert all(map(torch.equal, cached, plain))
+        assert len(decoded) == 2 * 3
+        program.check(tree / "frames")
+        program.shrink(tree / "frames", None)
+        assert frames_in(tree) == 2 * 3
+
     def test_are_refused_where_the_file_would_be(self, tree: Path) -> None:
         first, second, *_ = fill(tree)
         cache = open_cache(tree)

@@ -65,6 +65,21 @@ def test_intrinsics_are_scaled_with_pixels_from_zero(tree):
     torch.testing.assert_close(intrinsics, torch.tensor(expected))
 
 
+def test_crop_cuts_images_intrinsics_and_ground_truth_alike(tree):
+    rows, columns = np.indices(SIZE)
+    pixels = np.stack([2 * columns, 4 * rows, columns + rows], axis=-1).astype(np.uint8)
+    Image.fromarray(pixels).save(image_path(tree, 12))
+    # Of 40 x 120 pixels the rows 4 to 29 and the columns 30 to 119 are left, which fit into 26 x 90.
+    config = make_config(tree, crop=[0.1, 0.25, 0.25, 0.0], height=26, width=90)
+    item = build_dataset(config, "train", with_depth=True)[1]
+    assert torch.equal(item["images"][0], torch.from_numpy(pixels[4:30, 30:120]).permute(2, 0, 1))
+    expected = [[FOCAL, 0, 119 / 2 - 30], [0, FOCAL, 39 / 2 - 4], [0, 0, 1]]
+    torch.testing.assert_close(item["intrinsics"], torch.tensor(expected))
+    whole = build_dataset(make_config(tree), "train", with_depth=True)[1]["depth"]
+    assert whole.count_nonzero() > 9 and torch.equal(item["depth"], whole[4:30, 30:120])
+    assert item["depth_size"].tolist() == [26, 90]
+
+
 def test_fixed_intrinsics_on_request(tree):
     intrinsics = build_dataset(make_config(tree, intrinsics="fixed"), "train")[0]["intrinsics"]
     expected = [[0.58 * 96, 0, 48.0], [0, 1.92 * 32, 16.0], [0, 0, 1]]
