@@ -13,7 +13,7 @@ data.cache_gb).
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,9 +133,10 @@ def fill(config: Config, workers: int) -> None:
 
 def check(root: Path) -> None:
     """Read every frame, print what is there; InputError where anything is damaged."""
-    total, seen = Counter(), set()
+    total = Counter()
     for folder in size_folders(root):
         counts: Counter[str] = Counter()
+        seen: set[Source] = set()
         for index in shard_files(folder, ".index"):
             for _, source, frame in read_shard(index):
                 counts[verdict(source, frame, seen)] += 1
@@ -148,8 +149,8 @@ def check(root: Path) -> None:
         )
 
 
-def verdict(source: Source | None, frame: np.ndarray | None, seen: set[tuple]) -> str:
-    """GOOD, or why a frame is of no use; `seen`: those before it, of any size, to which it is added."""
+def verdict(source: Source | None, frame: np.ndarray | None, seen: set[Source]) -> str:
+    """GOOD, or why a frame is of no use; `seen`: those before it of the same size and crop, to which it is added."""
     if source is None or frame is None:
         return "damaged"
     try:
@@ -158,15 +159,16 @@ def verdict(source: Source | None, frame: np.ndarray | None, seen: set[tuple]) -
         current = False
     if not current:
         return "out of date"
-    if (source, frame.shape) in seen:
+    if source in seen:
         return "double"
-    seen.add((source, frame.shape))
+    seen.add(source)
     return GOOD
 
 
 def shrink(root: Path, limit: int | None) -> None:
     """Keep the good frames, of them the newest until `limit` bytes. Running programs decode again what they miss."""
-    before, counts, seen = used_bytes(root), Counter(), set()
+    before, counts = used_bytes(root), Counter()
+    seen: defaultdict[Path, set[Source]] = defaultdict(set)  # by the folder of their size
     shards = [index for folder in size_folders(root) for index in shard_files(folder, ".index")]
     shards.sort(key=lambda index: index.stat().st_mtime_ns, reverse=True)
     room = float("inf") if limit is None else limit
@@ -174,7 +176,7 @@ def shrink(root: Path, limit: int | None) -> None:
         outdated = not is_current(index.parent)
         kept = []
         for slot, (line, source, frame) in enumerate(read_shard(index)):
-            name = "of another version" if outdated else verdict(source, frame, seen)
+            name = "of another version" if outdated else verdict(source, frame, seen[index.parent])
             if name == GOOD:
                 room -= len(line) + frame.nbytes
                 name = GOOD if room >= 0 else "beyond the limit"
