@@ -5,7 +5,6 @@ The files count pixels from 1; everything that leaves this module counts from 0,
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from pathlib import Path
 
@@ -13,11 +12,12 @@ import numpy as np
 
 from featdepth.errors import InputError
 from featdepth.files import read_bytes
+from featdepth.intrinsics_formats import NUMBER
+from featdepth.lenses import check_pinhole
 
 CAMERAS = {"l": "02", "r": "03"}  # the colour cameras
 LARGEST_FILE = 1 << 20  # bytes; a calibration file has 4 KB
 LARGEST_NUMBER = 1e6  # pixels, metres and their products are far below
-NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 
 
 class Calibration:
@@ -81,17 +81,6 @@ class Calibration:
     @cached_property
     def scanner_rows(self) -> dict[str, str]:
         return read_rows(self.scanner_path)
-
-
-def check_pinhole(path: str | Path, name: str, matrix: np.ndarray) -> None:
-    """Raise InputError unless the left 3x3 part of a `matrix` is a pinhole camera's K, which can be inverted.
-
-    name: of the matrix in the file at `path`.
-    """
-    if matrix[0, 0] < 1 or matrix[1, 1] < 1:
-        raise InputError(f"{path}: {name} has a focal length that is not positive, or below a pixel")
-    if matrix[1, 0] or (matrix[2, :3] != (0, 0, 1)).any():
-        raise InputError(f"{path}: {name} is no pinhole camera [fx s cx; 0 fy cy; 0 0 1]")
 
 
 def read_rows(path: Path) -> dict[str, str]:
