@@ -12,7 +12,7 @@ PIP_FLAGS =
 RUN = runs/demo
 
 BIN = .venv/bin
-TEST_TOOLS = 'pytest>=8' 'pytest-xdist>=3.6' 'ruff>=0.17,<0.18'
+TEST_TOOLS = 'pytest>=8' 'pytest-xdist>=3.6' 'ruff>=0.17,<0.18' 'av>=14.2'
 DEBIAN = on Debian and Ubuntu: apt install python3 python3-venv
 
 .PHONY: install demo test lint clean

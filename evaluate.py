@@ -1,5 +1,7 @@
 """Score a trained model's depth against ground truth, beside two predictors that look at no image.
 
+Where the test part has no ground truth, its loss is all that can be said, and is reported instead.
+
 python evaluate.py --config configs/demo.yaml [--checkpoint runs/demo/model] [--out DIR] [key=value ...]
 accelerate launch evaluate.py --config configs/kitti.yaml --checkpoint runs/kitti/model
 """
@@ -7,9 +9,6 @@ accelerate launch evaluate.py --config configs/kitti.yaml --checkpoint runs/kitt
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import os
 from pathlib import Path
 
@@ -19,26 +18,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config, load_config, parse_arguments
+from featdepth.config_checks import check_config
 from featdepth.data import build_dataset
+from featdepth.data.dataset import FrameDataset, NoGroundTruth
 from featdepth.data.splits import seen_again
 from featdepth.errors import InputError, run_program
-from featdepth.files import write_text
-from featdepth.metrics.depth import METRICS, flip_post_process, mean_scores, median, score_batch
+from featdepth.metrics.depth import score_batch
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
+from featdepth.report import format_loss, format_table, image_rows, summarise, summarise_loss, write_results
 from featdepth.run import make_accelerator, versions
-from featdepth.validation import gather_values, score_prediction
+from featdepth.scale import CAMERA_HEIGHT, describe_scale
+from featdepth.validation import (
+    gather_values,
+    predict_disparity,
+    scale_by_camera_height,
+    score_prediction,
+    validate,
+)
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
-WIDTH = len(METRICS)
-PREDICTORS = ("median_scaled", "fixed_scale", "constant_depth", "pixel_median", "pixel_median_fixed_scale")
-TITLES = (
-    "model, median-scaled",
-    "model, fixed scale (metres)",
-    "constant depth, median-scaled",
-    "per-pixel median, median-scaled",
-    "per-pixel median, fixed scale (metres)",
-)
 
 
 def main() -> None:
@@ -56,28 +55,21 @@ def main() -> None:
         raise InputError(f"{checkpoint}: objective {model.settings.objective} predicts no depth")
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     config.data.height, config.data.width = model.height, model.width
-    dataset = build_dataset(config, "test", frames=[0], require_depth=True)
+    dataset, missing = open_test_data(config)
     contaminated = find_contamination(model, dataset.recordings(), config)
-    pixel_median, note = fit_pixel_median(accelerator, config)
     accelerator.print(
         f"model      {checkpoint}, {model.settings.objective}, {model.height}x{model.width}\n"
+        f"depth      {describe_scale(model.scale_source)}\n"
         f"devices    {accelerator.num_processes} x {accelerator.device}\n"
-        f"test       {dataset.describe()}\n"
-        f"median     {note}"
+        f"test       {dataset.describe()}"
     )
-
     loader = accelerator.prepare(DataLoader(dataset, config.evaluate.batch_size, num_workers=config.data.workers))
-    table = gather_values(accelerator, model, loader, lambda batch: score_all(model, batch, pixel_median, config))
-    if accelerator.is_main_process:
-        result = summarise(table, config) | {
-            "checkpoint": str(checkpoint),
-            "contaminated": contaminated,
-            "skipped_images": len(dataset) - len(table),
-            "versions": versions(),
-        }
-        write_results(out, result, table, [str(sample) for sample in dataset.samples])
-        print(format_table(result))
-        print(f"written to {out}")
+    about = {"checkpoint": str(checkpoint), "scale_source": model.scale_source, "contaminated": contaminated}
+    about["versions"] = versions()
+    if missing is None:
+        report_scores(accelerator, model, loader, config, out, about)
+    else:
+        report_loss(accelerator, model, loader, config, out, about, missing)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -95,6 +87,14 @@ def check_writable(out: Path) -> None:
         raise InputError(f"{out}: the results cannot be written below {existing}; choose another --out")
 
 
+def open_test_data(config: Config) -> tuple[FrameDataset, str | None]:
+    """The test images with ground truth, and None; where none has any, all with their sources, and what is missing."""
+    try:
+        return build_dataset(config, "test", frames=[0], require_depth=True), None
+    except NoGroundTruth as missing:
+        return build_dataset(config, "test", with_depth=False), str(missing)
+
+
 def find_contamination(model: FeatDepth, tested: list[str], config: Config) -> list[str]:
     """The test recordings that the model was trained on, and those its own record admits. Refused unless allowed."""
     record = model.training_record
@@ -105,6 +105,58 @@ def find_contamination(model: FeatDepth, tested: list[str], config: Config) -> l
             "data.allow_leakage=true prints them marked CONTAMINATED"
         )
     return sorted({*shared, *record.get("contaminated", [])})
+
+
+def report_scores(
+    accelerator: Accelerator, model: FeatDepth, loader: DataLoader, config: Config, out: Path, about: dict
+) -> None:
+    """Print the table and write `metrics.json` (with `about`) and `per_image.csv` into `out`. Every process enters."""
+    pixel_median, note = fit_pixel_median(accelerator, config)
+    accelerator.print(f"median     {note}")
+    unit = model.settings.metres_per_unit
+    if config.evaluate.camera_height is not None:
+        unit, found = scale_by_camera_height(accelerator, model, loader, config)
+        about |= {"scale_source": CAMERA_HEIGHT, "camera_height": found}
+        accelerator.print(
+            f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
+            f"{found['images']} images show the ground, {found['images_without_ground']} do not"
+        )
+    table = gather_values(accelerator, model, loader, lambda batch: score_all(model, batch, pixel_median, unit, config))
+    if accelerator.is_main_process:
+        samples = loader.dataset.samples
+        result = summarise(table, config) | {"skipped_images": len(samples) - len(table)} | about
+        write_results(out, result, image_rows(table, list(map(str, samples))))
+        print(format_table(result))
+        print(f"written to {out}")
+
+
+def report_loss(
+    accelerator: Accelerator,
+    model: FeatDepth,
+    loader: DataLoader,
+    config: Config,
+    out: Path,
+    about: dict,
+    missing: str,
+) -> None:
+    """Print the loss and its terms, and write them (with `about`) to `metrics.json` in `out`. Every process enters.
+
+    missing: what ground truth there is not. Frames and weights of the terms are the configuration's, the networks and
+    their range of depths the model's; InputError where the two do not go together.
+    """
+    config.model, model.frames = model.settings, config.data.frames
+    check_config(config, about["checkpoint"], check_files=False, training=False)
+    if model.temporal_sources and not hasattr(model, "pose_decoder"):
+        frames = config.data.frames
+        raise InputError(f"{about['checkpoint']}: has learned no motion for the loss of data.frames {frames}")
+    if model.cameras is not None:
+        loader.dataset.number_cameras(model.cameras.names)
+    losses = validate(accelerator, model, loader, config, with_depth=False)
+    if accelerator.is_main_process:
+        result = summarise_loss(losses, missing) | {"skipped_images": len(loader.dataset) - losses["samples"]} | about
+        write_results(out, result)
+        print(format_loss(result))
+        print(f"written to {out}")
 
 
 def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor | None, str]:
@@ -130,13 +182,15 @@ def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor |
 
 
 @torch.no_grad()
-def score_all(model: FeatDepth, batch: dict[str, Tensor], pixel_median: Tensor | None, config: Config) -> Tensor:
+def score_all(
+    model: FeatDepth,
+    batch: dict[str, Tensor],
+    pixel_median: Tensor | None,
+    metres_per_unit: float | None,
+    config: Config,
+) -> Tensor:
     """One row `[B, 5 * 8 + 3]` per image: METRICS of each of PREDICTORS, then scale ratio, pixels, index."""
-    images = batch["images"][:, 0]
-    disparity = model.depth(images)[0]
-    if config.evaluate.flip:
-        disparity = flip_post_process(disparity, model.depth(images.flip(-1))[0].flip(-1))
-    scores = score_prediction(model, disparity, batch, config)
+    scores = score_prediction(model, predict_disparity(model, batch, config), batch, config, metres_per_unit)
     constant = score_trivial(torch.ones(1, 1), batch, config)
     columns = [scores.median_scaled, scores.fixed_scale, constant.median_scaled]
     if pixel_median is not None:
@@ -152,62 +206,6 @@ def score_trivial(inverse_depth: Tensor, batch: dict[str, Tensor], config: Confi
     """`DepthScores` of one map `[h, w]` for every image of the batch."""
     maps = inverse_depth.to(batch["depth"].device).expand(len(batch["depth"]), 1, *inverse_depth.shape)
     return score_batch(maps, batch["depth"], batch["depth_size"], config.evaluate.crop, config.evaluate.cap)
-
-
-def summarise(table: Tensor, config: Config) -> dict:
-    """Means over all images with ground truth: the content of metrics.json."""
-    pixels = table[:, -2]
-    result: dict = {
-        "protocol": config.evaluate.protocol,
-        "crop": config.evaluate.crop,
-        "cap": config.evaluate.cap,
-        "flip": config.evaluate.flip,
-        "images": int((pixels > 0).sum()),
-    }
-    if result["images"] == 0:
-        raise InputError("no test image has ground truth inside the crop and below the cap; see evaluate.crop and .cap")
-    for position, name in enumerate(PREDICTORS):
-        rows = table[:, position * WIDTH : (position + 1) * WIDTH]
-        result[name] = None if rows[pixels > 0].isnan().all() else mean_scores(rows, pixels)
-    ratios = table[:, -3][pixels > 0].double()
-    middle = median(ratios)
-    result["scale_ratio"] = {"median": float(middle), "std": float((ratios / middle).std(correction=0))}
-    return result
-
-
-def write_results(out: Path, result: dict, table: Tensor, names: list[str]) -> None:
-    """`metrics.json` and `per_image.csv` (median-scaled and fixed scale of each image), each written whole."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    metric_names = [f"{name}_{metric}" for name in PREDICTORS[:2] for metric in METRICS]
-    writer.writerow(["image", *metric_names, "scale_ratio", "pixels"])
-    for row in table.tolist():
-        writer.writerow([names[int(row[-1])], *row[: 2 * WIDTH], row[-3], int(row[-2])])
-    try:
-        write_text(out / "metrics.json", json.dumps(result, indent=2) + "\n")
-        write_text(out / "per_image.csv", text.getvalue())
-    except OSError as error:
-        raise InputError(f"{out}: the results cannot be written ({error.strerror}); choose another --out") from error
-
-
-def format_table(result: dict) -> str:
-    """The scores as a table for people."""
-    flip = ", flip post-processing" if result["flip"] else ""
-    lines = [
-        f"\n{result['images']} images, protocol {result['protocol']}, "
-        f"crop {result['crop']}, cap {result['cap']:g} m{flip}",
-        f"{'':<40}" + "".join(f"{name:>10}" for name in METRICS),
-    ]
-    for name, title in zip(PREDICTORS, TITLES, strict=True):
-        if result[name] is not None:
-            lines.append(f"{title:<40}" + "".join(f"{result[name][metric]:>10.4f}" for metric in METRICS))
-        elif name == "fixed_scale":
-            lines.append(f"{title:<40}  the model knows no scale")
-    ratio = result["scale_ratio"]
-    lines.append(f"scale ratio (true / predicted): median {ratio['median']:.3f}, relative spread {ratio['std']:.3f}")
-    if result["contaminated"]:
-        lines.insert(0, f"\nCONTAMINATED: trained on drives it must not know: {', '.join(result['contaminated'])}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

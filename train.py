@@ -28,6 +28,7 @@ from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
 from featdepth.run import RunDirectory, bare_model, compilation, compiled, device_name, make_accelerator, versions
+from featdepth.scale import describe_scale
 from featdepth.schedule import learning_rate
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
@@ -44,13 +45,16 @@ def main() -> None:
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data = build_dataset(config, "train")
     validation_data = build_dataset(config, "validation")
-    contaminated = leaked_drives(config)
+    contaminated = leaked_drives(config, train_data.recordings())
     train_loader = make_loader(train_data, config, shuffle=True)
     validation_loader = make_loader(validation_data, config, shuffle=False)
 
     # Networks and optimizer. One process of each machine goes first, so that weights are downloaded once.
     with accelerator.local_main_process_first():
-        model = build_model(config)
+        learned = config.model.intrinsics == "learned"
+        model = build_model(config, train_data.start_intrinsics() if learned else None)
+    for dataset in (train_data, validation_data) if learned else ():
+        dataset.number_cameras(model.cameras.names)
     model.record_training(train_data.recordings(), contaminated, versions())
     model = model.to(memory_format=torch.channels_last)
     if config.train.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -102,6 +106,7 @@ def main() -> None:
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
         f"precision {accelerator.mixed_precision}, compilation {compilation(accelerator)}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
+        f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
         f"schedule   {total_steps} steps of {batch_size} samples, {steps_per_epoch} an epoch"
@@ -122,6 +127,8 @@ def main() -> None:
 
         def write() -> None:
             bar.write(log_line(line))
+            if bare.cameras is not None and (warning := bare.cameras.warning((bare.height, bare.width))):
+                bar.write(f"note: {warning}")
             metrics.write(line)
             path = directory / f"images/step_{progress.step:07d}.png"
             draw_panel(bare, validation_data, config, accelerator.device, path)
@@ -164,6 +171,7 @@ def main() -> None:
                     group["lr"] = rate
                 optimizer.step()
                 optimizer.zero_grad()
+            bare.follow_cameras(batch, prediction)
             interval.add(losses, batch["replaced"], waited)
             bad_steps.samples.append(batch["index"])
             progress.batch += 1
@@ -177,6 +185,8 @@ def main() -> None:
             interval.settle(bad)
             if progress.step % config.train.log_every == 0 or progress.step == total_steps:
                 values = interval.close()
+                if bare.cameras is not None:
+                    values |= bare.cameras.log()
                 line = {"split": "train", "epoch": progress.epoch, "step": progress.step, "lr": rate, **values}
                 metrics.write(line)
                 accelerator.log({f"train/{key}": value for key, value in {"lr": rate, **values}.items()}, progress.step)

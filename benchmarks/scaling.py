@@ -44,7 +44,7 @@ from featdepth.models import FeatDepth
 
 CONFIG = REPOSITORY / "configs/demo.yaml"
 LARGE = ["data.frames=[0,-1,1]", "data.height=192", "data.width=640", "model.pose_size=null", "train.batch_size=2"]
-LARGE += ["model.depth_layers=50", "model.decoder_width=256", "model.dropout=0.5"]
+LARGE += ["model.depth_layers=50", "model.decoder_width=256", "model.dropout=0.5", "model.metres_per_unit=null"]
 NETWORKS = {
     "demo": [],
     "photometric": LARGE,

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from featdepth.config import Config, to_dict
 from featdepth.config_values import shown
+from featdepth.data.mix import SHARED_KEYS, mixed_configs
 from featdepth.run import compilation, versions
 
 # What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
@@ -17,6 +18,7 @@ FREE = {
     *("data.root", "data.split", "data.train_files", "data.val_files", "data.test_files"),
     *("data.workers", "data.cache", "data.cache_gb", "data.ground_truth_cache"),
     *("data.skip_bad_frames", "data.allow_leakage"),
+    *("data.min_distance", "data.min_motion", "data.mix"),
     *("train.epochs", "train.max_steps", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
     *("train.panel_samples", "train.max_bad_steps", "train.timeout"),
     "train.gradient_checkpointing",
@@ -45,6 +47,7 @@ MEANINGS = (  # the first prefix counts
     ("model.init", "no effect, the weights are the checkpoint's"),
     ("model.feature_encoder", "no effect, the weights are the checkpoint's"),
     ("model.", OTHER_NETWORKS),
+    ("data.field_of_view", "other intrinsics"),
     ("data.", "the networks see other images"),
     ("loss.", "another objective from here on"),
     ("optimizer.", "other steps from here on"),
@@ -57,6 +60,12 @@ def circumstances(
 ) -> dict[str, object]:
     """All that the values of a run depend on, flat and ready for JSON; `training`, `validation`: their samples."""
     flat = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
+    mixed = {
+        f"data.mix {number}: {key}": value
+        for number, other in enumerate(mixed_configs(config), start=1)
+        for key, value in to_dict(other)["data"].items()
+        if f"data.{key}" not in FREE and key not in SHARED_KEYS
+    }
     return {
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
@@ -67,6 +76,7 @@ def circumstances(
         "versions": versions()[-1],
         "threads": torch.get_num_threads(),
         **{key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_SECTIONS)},
+        **mixed,
     }
 
 

@@ -49,12 +49,18 @@ class Data:
     height: int = 320  # pixels, multiple of 32: images are resized to height x width
     width: int = 1024  # pixels, multiple of 32
     crop: list[float] = field(default_factory=lambda: [0.0] * 4)  # parts cut off before: top, bottom, left, right
+    field_of_view: float | None = None  # degrees, horizontal, of cameras whose intrinsics nothing else tells
     intrinsics: str = "calibration"  # "calibration": each drive's own; "fixed": one normalised K for everything
     flip: float = 0.5  # probability of mirroring a training sample
     colour_jitter: float = 0.5  # probability of colour jitter of a training sample
     workers: int = 4  # loader processes of each training process
     cache: str | None = None  # folder that keeps decoded frames (featdepth.data.cache); null: decode each time
     cache_gb: float | None = None  # GB at which nothing more is added to it; null: what leaves 1 GB of the disk free
+    min_distance: float | None = None  # metres to each neighbour in time: training leaves out samples that move less
+    min_motion: float | None = None  # the same in pixels at `width`, from the pictures (featdepth.data.motion)
+    mix: list[str] = field(default_factory=list)  # configuration files whose data train along (featdepth.data.mix)
+    mix_weights: list[float] | None = None  # how often own data and each of `mix` are drawn; null: by their samples
+    drive_balance: float = 0.0  # 0: all samples of a data set are drawn alike, 1: all drives, whatever their length
     ground_truth_cache: str | None = None  # folder for depth maps made from scans; null: chosen by the data set
     skip_bad_frames: bool = False  # replace unreadable samples and count them, instead of stopping
     allow_leakage: bool = False  # train on test drives; marks model and results CONTAMINATED
@@ -72,13 +78,16 @@ class Model:
     feature_encoder: str | None = None  # model directory of stage 1 (objective autoencoder)
     pose_size: list[int] | None = field(default_factory=lambda: [192, 640])  # pixels [height, width]; null: as trained
     init: str | None = None  # model directory to fine-tune
+    intrinsics: str = "given"  # given: those of the data; learned: from data.field_of_view, or those of the data, on
+    square_pixels: bool = True  # learned intrinsics have one focal length; false: one for each direction
     min_depth: float = 0.1  # network units
     max_depth: float = 100.0  # network units
-    metres_per_unit: float | None = 36.0  # metres in one network unit; null: known up to scale only
+    metres_per_unit: float | None = 36.0  # metres in one network unit, where training has some; null: up to scale
 
 
 @dataclass
 class Loss:
+    pyramid: bool = False  # compare coarse scales of depth on images as small, which helps where frames turn a lot
     automask: bool = False  # ignore pixels that the unwarped sources explain better
     identity_noise: float = 0.0  # standard deviation of the noise that breaks ties of the automask
     normalise_disparity: bool = False  # smoothness of disparity divided by its mean
@@ -86,6 +95,7 @@ class Loss:
     feature_metric: float = 1e-3  # weight of the feature-metric term
     discriminative: float = 1e-3  # weight that rewards first-order gradients of the features
     convergent: float = 1e-3  # weight that penalises second-order gradients of the features
+    velocity: float = 0.0  # weight of the relative error of the distance that the camera moved; 0: distances not used
 
 
 @dataclass
@@ -126,6 +136,7 @@ class Evaluate:
     crop: str = "garg"  # "garg" or "none"
     cap: float = 80.0  # metres: ground truth beyond it is ignored, predictions are clamped to it
     flip: bool = False  # average with the prediction of the mirrored image
+    camera_height: float | None = None  # metres above the ground: scale from it; null: the model's own
     batch_size: int = 8  # images per process
 
 
@@ -154,6 +165,7 @@ PATHS = {
     "data.test_files",
     "data.cache",
     "data.ground_truth_cache",
+    "data.mix",
     "model.pretrained",
     "model.feature_encoder",
     "model.init",
@@ -228,11 +240,13 @@ def typed(name: str, value: Any, source: str) -> Any:
     except ValueError as error:
         message = f"{source}: {name} is {shown(value)}, expected {describe(TYPES[name])}{error}"
         raise InputError(message) from None
-    if name not in PATHS or not isinstance(value, str):
+    if name not in PATHS or not isinstance(value, str | list):
         return value
-    if "\0" in value:
+    paths = value if isinstance(value, list) else [value]
+    if any("\0" in path for path in paths):
         raise InputError(f"{source}: {name} is {shown(value)}, which no path can be")
-    return os.path.expanduser(value)
+    expanded = [os.path.expanduser(path) for path in paths]
+    return expanded if isinstance(value, list) else expanded[0]
 
 
 def build(flat: Mapping[str, Any]) -> Config:

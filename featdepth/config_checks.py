@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from featdepth.config_values import shown
 from featdepth.errors import InputError
+from featdepth.scale import scale_of_training
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -35,12 +36,19 @@ class Kind(NamedTuple):
 KINDS = {  # by their names in `data.kind`; `featdepth.data.kinds` has the classes
     "kitti_raw": Kind(True, ("eigen",), ("eigen", "eigen_improved")),
     "kitti_odometry": Kind(True, ("official", "time")),
+    "cityscapes": Kind(True, ("official", "time")),
+    "euroc": Kind(True, ("official", "time")),
+    "eth3d": Kind(False),
+    "tum_rgbd": Kind(False),
+    "seven_scenes": Kind(False, ("official", "time")),
+    "video": Kind(False),
 }
 BUILT_IN_SPLITS = {split for kind in KINDS.values() for split in kind.splits}
 
 CHOICES = {
     "data.kind": tuple(KINDS),
     "data.intrinsics": ("calibration", "fixed"),
+    "model.intrinsics": ("given", "learned"),
     "model.objective": ("photometric", "autoencoder", "feature_metric", "joint"),
     "model.depth_layers": LAYERS,
     "model.pose_layers": LAYERS,
@@ -50,6 +58,8 @@ CHOICES = {
 }
 POSITIVE = (
     "data.cache_gb",
+    "data.min_distance",
+    "data.min_motion",
     "model.decoder_width",
     "model.min_depth",
     "model.metres_per_unit",
@@ -65,6 +75,7 @@ POSITIVE = (
     "train.max_bad_steps",
     "train.timeout",
     "evaluate.cap",
+    "evaluate.camera_height",
     "evaluate.batch_size",
 )
 NOT_NEGATIVE = (
@@ -74,6 +85,7 @@ NOT_NEGATIVE = (
     "loss.feature_metric",
     "loss.discriminative",
     "loss.convergent",
+    "loss.velocity",
     "optimizer.weight_decay",
     "schedule.warmup_steps",
     "train.max_steps",
@@ -108,12 +120,15 @@ def problems(config: Config, check_files: bool, training: bool) -> Problems:
     yield from check_run(config)
     yield from check_kind(config)
     yield from check_frames(config)
+    yield from check_mix(config)
+    yield from check_scale(config, training)
     yield from check_sizes(config)
     yield from check_model(config, training)
     yield from check_schedule(config)
     if check_files:
         yield from check_data_files(config)
     if check_files and training:
+        yield from check_mix_files(config)
         yield from check_model_files(config)
 
 
@@ -155,6 +170,8 @@ def check_ranges(config: Config) -> Problems:
         yield "model.dropout", f"is {config.model.dropout}, it must be at least 0 and below 1"
     if config.train.seed >= 2**32:
         yield "train.seed", f"is {shown(config.train.seed)}, it must be below 2**32"
+    if config.data.field_of_view is not None and not 1 <= config.data.field_of_view <= 170:
+        yield "data.field_of_view", f"is {config.data.field_of_view}, it must be from 1 to 170 degrees"
     if config.model.decoder_width > WIDEST_DECODER:
         yield "model.decoder_width", f"is {shown(config.model.decoder_width)}, it must be at most {WIDEST_DECODER}"
 
@@ -211,8 +228,36 @@ def check_frames(config: Config) -> Problems:
         yield "data.frames", f"is {written}, model.objective {config.model.objective} needs a source, as in [0, -1, 1]"
     if "s" in frames and not KINDS[config.data.kind].has_stereo:
         yield "data.frames", f"is {written}, but data.kind {config.data.kind} has one camera; leave out s"
-    if "s" in frames and config.model.metres_per_unit is None and config.model.objective != "autoencoder":
+
+
+def check_scale(config: Config, training: bool) -> Problems:
+    """Metres need a source, and a source of metres needs a unit."""
+    frames, unit, weight = config.data.frames, config.model.metres_per_unit, config.loss.velocity
+    has_motion = config.model.objective != "autoencoder" and any(frame != "s" for frame in frames[1:])
+    if weight > 0 and not has_motion:
+        objective = config.model.objective
+        yield "loss.velocity", f"is {weight}, but objective {objective} with data.frames {shown(frames)} has no motion"
+    if config.model.objective == "autoencoder":
+        return
+    if unit is None and "s" in frames:
         yield "model.metres_per_unit", "is null, but the stereo frame s of data.frames needs it; KITTI: 36.0"
+    if unit is None and weight > 0:
+        yield "model.metres_per_unit", "is null, but the distances of loss.velocity need it; streets: 36.0"
+    if training and unit is not None and scale_of_training(config) is None and config.model.init is None:
+        yield (
+            "model.metres_per_unit",
+            f"is {unit}, but nothing in this training knows metres; set it to null for depth up to scale, or add the "
+            "stereo frame s to data.frames, or set loss.velocity",
+        )
+
+
+def check_mix(config: Config) -> Problems:
+    data, weights = config.data, config.data.mix_weights
+    if weights is not None and (len(weights) != 1 + len(data.mix) or min(weights) <= 0):
+        expected = f"{1 + len(data.mix)} numbers above 0: for the own data and for each of data.mix"
+        yield "data.mix_weights", f"is {shown(weights)}, expected {expected}"
+    if not 0 <= data.drive_balance <= 1:
+        yield "data.drive_balance", f"is {data.drive_balance}, it lies between 0 (by samples) and 1 (by drives)"
 
 
 def check_sizes(config: Config) -> Problems:
@@ -248,8 +293,20 @@ def check_model(config: Config, training: bool) -> Problems:
         )
     if model.objective in ("photometric", "autoencoder") and model.feature_encoder is not None:
         yield "model.feature_encoder", f"has no use in model.objective {model.objective}; set it to null"
+    if model.intrinsics == "learned":
+        yield from check_learned_intrinsics(config)
     if model.pretrained == "":
         yield "model.pretrained", "is empty, expected true, false or a weight file"
+
+
+def check_learned_intrinsics(config: Config) -> Problems:
+    if config.model.objective == "autoencoder":
+        yield "model.intrinsics", "is learned, which has no use in model.objective autoencoder; set it to given"
+    elif not any(frame not in (0, "s") for frame in config.data.frames):
+        frames = shown(config.data.frames)
+        yield "model.intrinsics", f"is learned, from frames of other moments; data.frames {frames} has none"
+    if config.data.field_of_view is not None and config.data.intrinsics == "fixed":
+        yield "data.field_of_view", "is set, and data.intrinsics fixed too; learned intrinsics start from one of them"
 
 
 def check_schedule(config: Config) -> Problems:
@@ -276,6 +333,12 @@ def check_data_files(config: Config) -> Problems:
         path = getattr(data, key)
         if path is not None and not os.path.isfile(path):
             yield f"data.{key}", f"is {shown(path)}: no such file"
+
+
+def check_mix_files(config: Config) -> Problems:
+    for path in config.data.mix:
+        if not os.path.isfile(path):
+            yield "data.mix", f"names {shown(path)}: no such configuration file"
 
 
 def check_model_files(config: Config) -> Problems:

@@ -17,6 +17,7 @@ SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 SSIM_SHARE = 0.85  # weight of the structural part of the photometric error, Sec. 3.2
 ROBUST_EPSILON = 1e-3  # the robust L1 is sqrt(d^2 + epsilon^2)
+SHORTEST_DISTANCE = 0.1  # metres: errors of shorter distances are parts of this one
 
 
 class LocalStatistics(NamedTuple):
@@ -119,6 +120,19 @@ def _damped(derivative: Tensor, image_derivative: Tensor, edge_sharpness: float)
     weight = torch.exp(-edge_sharpness * image_derivative.abs().mean(1, keepdim=True))
     # The weight is the same for all channels: their mean comes first, and the product is of one channel.
     return per_sample_mean(derivative.abs().mean(1, keepdim=True) * weight)
+
+
+def distance_error(translations: Tensor, distances: Tensor) -> Tensor:
+    """|l^2 - d^2| / (2 max(d, 0.1 m)^2), averaged over the known d: `[B]`; for l near d the relative error of l.
+
+    translations: with lengths l, `[B, S, 3]` (metres); distances: true lengths d, `[B, S]` (metres, NaN where unknown).
+    A sample without any known distance gets 0, and no gradient.
+    """
+    is_known = distances.isfinite()
+    # NaN must not come near the gradient, not even in the branch of `where` that is not taken.
+    true = torch.where(is_known, distances, 0.0)
+    error = (translations.square().sum(-1) - true.square()).abs() / (2 * true.clamp(min=SHORTEST_DISTANCE).square())
+    return torch.where(is_known, error, 0.0).sum(1) / is_known.sum(1).clamp(min=1)
 
 
 def normalise_disparity(disparity: Tensor) -> Tensor:

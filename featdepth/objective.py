@@ -22,26 +22,37 @@ DISPARITY_EDGE_SHARPNESS, FEATURE_EDGE_SHARPNESS = 0.5, 1.0
 def compute_losses(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
     """The weighted terms of the objective, one value per sample `{name: [B]}`; the loss is the mean of their sum.
 
-    batch: after `augment`: `images` float32 [B, F, 3, H, W], `intrinsics` [B, 3, 3].
+    batch: after `augment`: `images` float32 [B, F, 3, H, W], `intrinsics` [B, 3, 3]; `distance` [B, F-1] (metres, NaN
+    where unknown) for `loss.velocity`.
     """
     return {name: values.sum(0) for name, values in compute_terms(prediction, batch, config).items()}
 
 
 def compute_terms(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
     """The same terms, separately for each scale or feature level as they are summed: `{name: [scales, B]}`."""
-    images, intrinsics = batch["images"], batch["intrinsics"]
+    images, intrinsics = batch["images"], intrinsics_of(prediction, batch)
     objective, weights = config.model.objective, config.loss
     terms = {}
     if objective != "autoencoder":
-        depths = upsampled_depths(prediction, images.shape[-2:], config)
-        terms["photometric"] = photometric_terms(depths, prediction.poses, images, intrinsics, config)
+        if weights.pyramid:
+            terms["photometric"] = pyramid_terms(prediction, images, intrinsics, config)
+        else:
+            depths = upsampled_depths(prediction, images.shape[-2:], config)
+            terms["photometric"] = photometric_terms(depths, prediction.poses, images, intrinsics, config)
         terms["smoothness"] = smoothness_terms(prediction.disparities, images[:, 0], config)
+    if weights.velocity > 0:
+        terms["velocity"] = weights.velocity * velocity_error(prediction.poses, batch["distance"], config)[None]
     if objective in ("feature_metric", "joint"):
         terms["feature_metric"] = weights.feature_metric * feature_metric_error(prediction, intrinsics, config)[None]
     if objective in ("autoencoder", "joint"):
         terms["reconstruction"] = reconstruction_terms(prediction.reconstructions, images[:, 0])
         terms["feature_regularisation"] = regularisation_terms(prediction.target_features, images[:, 0], config)
     return terms
+
+
+def intrinsics_of(prediction: Prediction, batch: dict[str, Tensor]) -> Tensor:
+    """Intrinsics `[B, 3, 3]` (pixels) of the images after `augment`: learned ones where there are, else the given."""
+    return batch["intrinsics"] if prediction.intrinsics is None else prediction.intrinsics
 
 
 def upsampled_depths(prediction: Prediction, size: tuple[int, int], config: Config) -> list[Tensor]:
@@ -68,6 +79,22 @@ def photometric_terms(
             error = torch.minimum(error, unwarped)
         terms.append(losses.per_sample_mean(error))
     return torch.stack(terms) / len(depths)
+
+
+def pyramid_terms(prediction: Prediction, images: Tensor, intrinsics: Tensor, config: Config) -> Tensor:
+    """Photometric error of the finest depth at full size, and of the others at their own: `[scales, B]`.
+
+    The gradient of an image leads to the right place from a few pixels away. Where frames are farther apart, as in
+    bends, that is only so in small images, in which a pixel is as wide as 4, 8 and 16 of the full size.
+    """
+    full_size, terms = images.shape[-2:], []
+    for scale, disparity in enumerate(prediction.disparities):
+        size = full_size if scale == 0 else disparity.shape[-2:]
+        resized = functional.interpolate(images.flatten(0, 1), size, mode="area").unflatten(0, images.shape[:2])
+        depths = upsampled_depths(prediction._replace(disparities=(disparity,)), size, config)
+        resized_intrinsics = geometry.resize_intrinsics(intrinsics, full_size, size)
+        terms.append(photometric_terms(depths, prediction.poses, resized, resized_intrinsics, config)[0])
+    return torch.stack(terms) / len(terms)
 
 
 def reconstruct(sources: Tensor, depth: Tensor, intrinsics: Tensor, poses: Tensor) -> list[Tensor]:
@@ -108,6 +135,21 @@ def smoothness_terms(disparities: tuple[Tensor, ...], target: Tensor, config: Co
         first, second = losses.smoothness(disparity, image, DISPARITY_EDGE_SHARPNESS)
         terms.append((first + second) / 2**scale)
     return config.loss.smoothness * torch.stack(terms) / len(disparities)
+
+
+def velocity_error(poses: Tensor, distances: Tensor, config: Config) -> Tensor:
+    """How far the lengths l of translations are from the distances d moved: `[B]`, the mean over the sources.
+
+    poses: `[B, F-1, 4, 4]` in network units; distances: `[B, F-1]` (metres, NaN where unknown). Depth follows the
+    translations, since the photometric terms fix the ratio of the two.
+
+    Guizilini et al. (CVPR 2020) have |l - d| in metres. Here it is |l^2 - d^2| / (2 d^2). Near d that is the relative
+    error: all samples tell the scale alike, and a weight suits any speed and frame rate. Far below d its gradient is
+    small: that of |l - d| pulls the first, random translations to full length before the pictures have turned them
+    forward, and depth escapes to infinity, where no wrong translation shows. Below 0.1 m the error is in parts of that
+    distance: a camera that stands still asks for no motion, with a bounded gradient.
+    """
+    return losses.distance_error(poses[:, :, :3, 3] * config.model.metres_per_unit, distances)
 
 
 def feature_metric_error(prediction: Prediction, intrinsics: Tensor, config: Config) -> Tensor:
@@ -161,7 +203,7 @@ def explain_photometric(prediction: Prediction, batch: dict[str, Tensor], config
     target, sources = images[:, 0], images[:, 1:]
     statistics = losses.local_statistics(target)
     depth = upsampled_depths(prediction, images.shape[-2:], config)[0]
-    warped = torch.stack(reconstruct(sources, depth, batch["intrinsics"], prediction.poses))
+    warped = torch.stack(reconstruct(sources, depth, intrinsics_of(prediction, batch), prediction.poses))
     errors = torch.stack([losses.photometric_error(candidate, target, statistics) for candidate in warped])
     error, best = errors.min(0)
     reconstruction = warped.gather(0, best[None].expand(1, *warped.shape[1:]))[0]

@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config
 from featdepth.data import augment
-from featdepth.metrics.depth import METRICS, mean_scores, score_batch
+from featdepth.errors import InputError
+from featdepth.metrics.camera_height import ground_height
+from featdepth.metrics.depth import METRICS, flip_post_process, mean_scores, median, score_batch
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.run import bare_model
@@ -67,7 +69,7 @@ def validate(
         names[:] = losses
         columns = [torch.stack(list(losses.values()), dim=1)]
         if with_depth:
-            scores = score_prediction(bare, prediction.disparities[0], batch, config)
+            scores = score_prediction(bare, prediction.disparities[0], batch, config, bare.settings.metres_per_unit)
             columns += [scores.median_scaled, scores.fixed_scale, scores.pixels[:, None]]
         return torch.cat([column.float() for column in columns], dim=1)
 
@@ -87,14 +89,64 @@ def validate(
     return result
 
 
-def score_prediction(model: FeatDepth, disparity: Tensor, batch: dict[str, Tensor], config: Config):
-    """`DepthScores` of sigmoid disparities `[B, 1, h, w]` against the batch's ground truth."""
-    unit = model.settings.metres_per_unit
+def score_prediction(
+    model: FeatDepth, disparity: Tensor, batch: dict[str, Tensor], config: Config, metres_per_unit: float | None
+):
+    """`DepthScores` of sigmoid disparities `[B, 1, h, w]` against the batch's ground truth.
+
+    metres_per_unit: of the network's unit; None: the scale is unknown.
+    """
     return score_batch(
-        1 / (model.to_depth(disparity) * (unit or 1.0)),
+        1 / (model.to_depth(disparity) * (metres_per_unit or 1.0)),
         batch["depth"],
         batch["depth_size"],
         config.evaluate.crop,
         config.evaluate.cap,
-        scale=None if unit is None else 1.0,
+        scale=None if metres_per_unit is None else 1.0,
     )
+
+
+def scale_by_camera_height(
+    accelerator: Accelerator, model: FeatDepth, loader: DataLoader, config: Config
+) -> tuple[float, dict[str, float]]:
+    """Metres in a network unit, so that the camera is as high above the ground as `evaluate.camera_height` says.
+
+    One number for all images, from the median of the heights that they show; beside it, how it was made. Every process
+    enters. Raises InputError where no image shows the ground.
+    """
+    if model.cameras is not None:
+        loader.dataset.number_cameras(model.cameras.names)
+    heights = gather_values(accelerator, model, loader, lambda batch: ground_heights(model, batch, config))[:, 0]
+    shown = heights[~heights.isnan()].double()
+    if len(shown) == 0:
+        raise InputError(
+            f"evaluate.camera_height: none of {len(heights)} predictions has a ground plane in the lower middle of the "
+            "image; leave it out, or train longer"
+        )
+    unit = config.evaluate.camera_height / float(median(shown))
+    return unit, {
+        "metres": config.evaluate.camera_height,
+        "metres_per_unit": unit,
+        "images": len(shown),
+        "images_without_ground": len(heights) - len(shown),
+    }
+
+
+@torch.no_grad()
+def ground_heights(model: FeatDepth, batch: dict[str, Tensor], config: Config) -> Tensor:
+    """Height of the camera above the ground in each prediction, in network units `[B, 1]`; NaN where none shows."""
+    intrinsics = batch["intrinsics"]
+    if model.cameras is not None:
+        is_flipped = torch.zeros_like(batch["camera"], dtype=torch.bool)
+        intrinsics = model.cameras(batch["camera"], intrinsics, is_flipped, batch["images"].shape[-2:])
+    depths = model.to_depth(predict_disparity(model, batch, config))
+    return torch.tensor([[ground_height(*each)] for each in zip(depths, intrinsics, strict=True)], device=depths.device)
+
+
+def predict_disparity(model: FeatDepth, batch: dict[str, Tensor], config: Config) -> Tensor:
+    """Sigmoid disparities `[B, 1, h, w]` of the batch's targets, with `evaluate.flip` also of their mirrored images."""
+    images = batch["images"][:, 0]
+    disparity = model.depth(images)[0]
+    if config.evaluate.flip:
+        disparity = flip_post_process(disparity, model.depth(images.flip(-1))[0].flip(-1))
+    return disparity

@@ -229,7 +229,8 @@ class TestFullDisk:
 
     def test_small_disk(self, config_file: Path, small_disk: Path) -> None:
         """A disk that is really full: the first checkpoint fits, the second does not."""
-        options = [f"run.directory={small_disk / 'run'}", "train.checkpoint_every=1", "data.frames=[0, -1]"]
+        options = [f"run.directory={small_disk / 'run'}", "train.checkpoint_every=1"]
+        options += ["data.frames=[0, -1]", "model.metres_per_unit=null"]
         command = ["train.py", "--cpu", "--config", config_file, *options]
         line = run_program_process(command).error_line()
         assert str(small_disk) in line and "space" in line

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from conftest import REPOSITORY, call_program, succeeded
 
+import evaluate
 import train
 from featdepth.data import cache
 
@@ -131,3 +132,15 @@ def test_scaling(benchmark: Benchmark, tmp_path: Path) -> None:
     words = ["--networks", "feature_metric", "--steps", 1, "--images", 3, "--repeat", 1, "--cpu"]
     rows = rows_of(module, tmp_path, *words, *tiny)
     assert [name.split(", ")[1] for name in rows] == ["training", "validation", "evaluation"]
+
+
+def test_speed_supervision(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmark("speed_supervision")
+    programs = {"train.py": train.main, "evaluate.py": evaluate.main}
+    monkeypatch.setattr(module, "run_python", lambda words: succeeded(call_program(programs[words[0]], *words[1:])))
+    tiny = ["data.width=96", "model.pose_size=null", "model.decoder_width=16", "data.workers=0", "train.max_steps=1"]
+    file = tmp_path / "figures.json"
+    result = succeeded(call_program(module.main, "--cpu", "--out", tmp_path, "--json", file, *tiny))
+    rows = json.loads(file.read_text())["rows"]
+    one, other = (rows[name]["abs_rel"] for name in ("known speed, unscaled", "known speed, median-scaled"))
+    assert "metres from known speed" in result.out and f"is {100 * (one / other - 1):.1f} % above" in result.out

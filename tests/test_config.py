@@ -46,10 +46,10 @@ def test_absent_keys_keep_their_defaults(tmp_path: Path) -> None:
 
 def test_overrides_come_after_the_file_in_order(tmp_path: Path) -> None:
     path = write(tmp_path, "train: {batch_size: 3, epochs: 5}")
-    overrides = ["train.batch_size=4", "data.frames=[0,-1,1]", "train.batch_size=6", "data.root=a=b=c"]
+    overrides = ["train.batch_size=4", "data.frames=[0,-1,s]", "train.batch_size=6", "data.root=a=b=c"]
     config = load_config(path, overrides, check_files=False)
     assert (config.train.batch_size, config.train.epochs) == (6, 5)
-    assert config.data.frames == [0, -1, 1]
+    assert config.data.frames == [0, -1, "s"]
     assert config.data.root == "a=b=c"
 
 
@@ -100,7 +100,7 @@ def test_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("data: {batch_size: 64}", "unknown key 'data.batch_size'; did you mean 'train.batch_size'?"),
         ("lr: 1", "unknown key 'lr'; did you mean 'optimizer.lr'?"),
         ("Data: {height: 64}", "unknown key 'Data'; did you mean 'data'?"),
-        ("data: {zzz: 64}", "unknown key 'data.zzz'; there are data.kind, data.root"),
+        ("data: {zzzzzz: 64}", "unknown key 'data.zzzzzz'; there are data.kind, data.root"),
         ("data: {height: tall}", "data.height is tall, expected a whole number"),
         ("data: {height: 64.0}", "data.height is 64.0, expected a whole number"),
         ("data: {height: true}", "data.height is true, expected a whole number"),
@@ -247,7 +247,7 @@ def test_saved_configuration_reads_back(tmp_path: Path) -> None:
     overrides = [
         "run.name=1e-4_no",
         "run.name='1e-4'",
-        "data.frames=[0, 1]",
+        "data.frames=[0, s]",
         "optimizer.lr=1e-9",
         "data.root='a: b # c'",
     ]

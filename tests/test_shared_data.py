@@ -31,7 +31,8 @@ def data_options(frames: str, lists: str) -> list[str]:
 
 def test_mono_then_evaluation_against_lidar(kitti_config: Path, tmp_path: Path) -> None:
     """The only drive with scans is one of the Eigen test drives: allowed on demand, and marked everywhere."""
-    options = [*data_options("[0, -1, 1]", "mono_files.txt"), f"run.directory={tmp_path / 'run'}", "train.max_steps=2"]
+    options = [*data_options("[0, -1, 1]", "mono_files.txt"), f"run.directory={tmp_path / 'run'}"]
+    options += ["train.max_steps=2", "model.metres_per_unit=null"]
     refused = call_program(train.main, "--config", kitti_config, *options).error_line()
     assert "2011_09_26_drive_0013_sync" in refused and "data.allow_leakage" in refused
 

@@ -144,6 +144,7 @@ def raw_batch(config: Config, size: int = 2, seed: int = 0) -> dict[str, Tensor]
 
 SHORT_RUN = (
     "data.frames=[0, -1]",
+    "model.metres_per_unit=null",
     "train.batch_size=1",
     "train.max_steps=2",
     "train.log_every=1",

@@ -9,6 +9,8 @@ from featdepth.data import splits
 from featdepth.data.augment import augment
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.kinds import kind_of
+from featdepth.data.mix import MixedDataset, held_out_again, mix, mixed_configs
+from featdepth.errors import InputError
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -22,22 +24,35 @@ def build_dataset(
     with_depth: bool | None = None,
     frames: Sequence[int | str] | None = None,
     require_depth: bool = False,
-) -> FrameDataset:
+) -> FrameDataset | MixedDataset:
     """The dataset of one part ("train", "validation" or "test") as the configuration describes it.
 
     with_depth: samples have `depth` and `depth_size`; by default those of validation and test, when any has ground
-    truth. frames: take the place of `data.frames`, as in [0] for an evaluation. require_depth: leave out samples
-    without ground truth and count them. Raises InputError for everything wrong with the data that can be seen without
-    decoding it, for a part without samples, and for a training part that shares drives with another part.
+    truth. frames: take the place of `data.frames`, as in [0] for an evaluation; then nothing is mixed in.
+    require_depth: leave out samples without ground truth and count them. Raises InputError for everything wrong with
+    the data that can be seen without decoding it, for a part without samples, and for a training part that shares
+    drives with another part, or has no distances for `loss.velocity`.
     """
     if part == "train":
         check_leakage(config)
-    return kind_of(config)(config, part, with_depth, frames, require_depth)
+    dataset = kind_of(config)(config, part, with_depth, frames, require_depth)
+    if part == "train" and frames is None and (config.data.mix or config.data.drive_balance):
+        dataset = mix(config, dataset)
+    if part == "train" and frames is None and config.loss.velocity > 0 and dataset.known_distances == 0:
+        raise InputError(
+            f"loss.velocity is {config.loss.velocity}, but none of {len(dataset)} training samples knows how far the "
+            "camera moved; docs/scale.md says where each kind of data has it"
+        )
+    return dataset
 
 
-def leaked_drives(config: Config) -> list[str]:
-    """Names of the drives that more than one of training, validation and test have, sorted; empty for a clean split."""
-    return splits.leaked_drives(config, kind_of(config))
+def leaked_drives(config: Config, recordings: Sequence[str] = ()) -> list[str]:
+    """Names of the drives that more than one of training, validation and test have, sorted; empty for a clean split.
+
+    recordings: of the training data, with those of `data.mix`.
+    """
+    leaked = {name for each in (config, *mixed_configs(config)) for name in splits.leaked_drives(each, kind_of(each))}
+    return sorted({*leaked, *held_out_again(recordings, config)})
 
 
 def check_leakage(config: Config) -> list[str]:

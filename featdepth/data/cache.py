@@ -108,13 +108,21 @@ class Frames(Dataset):
 
 def fill(config: Config, workers: int) -> None:
     """Add every frame that training and validation need and the cache lacks."""
-    files: dict[str, tuple[int, int]] = {}
-    for part in PARTS:
-        dataset = build_dataset(config, part)
-        files |= dataset.image_files()
-    cache = dataset.cache
+    datasets = [member for part in PARTS for member in build_dataset(config, part).members]
+    # Data sets that are mixed are cropped in ways of their own, and each crop has a folder of its own.
+    caches = {dataset.cache.folder: dataset.cache for dataset in datasets}
+    for folder, cache in caches.items():
+        files: dict[str, tuple[int, int]] = {}
+        for dataset in datasets:
+            if dataset.cache.folder == folder:
+                files |= dataset.image_files()
+        fill_one(cache, files, config.data.skip_bad_frames, workers)
+
+
+def fill_one(cache: FrameCache, files: dict[str, tuple[int, int]], skip_bad_frames: bool, workers: int) -> None:
+    """Add those of the image `files`, with their sizes (height, width), that the cache lacks."""
     print(cache.describe(len(files)))
-    frames = Frames(cache, list(files.items()), config.data.skip_bad_frames)
+    frames = Frames(cache, list(files.items()), skip_bad_frames)
     # In an order of its own: machines that fill the same cache meet as rarely as can be.
     loader = DataLoader(frames, shuffle=True, num_workers=workers, generator=torch.Generator())
     loader.generator.seed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -13,14 +14,17 @@ from torch.utils.data import Dataset
 
 from featdepth.data.frame_cache import FrameCache
 from featdepth.data.images import Window, crop_window, load_image, load_recent_image
+from featdepth.data.selection import moving_samples
 from featdepth.data.splits import FOLDERS, Naming, Sample, list_file, read_list
 from featdepth.errors import InputError
 from featdepth.geometry import crop_intrinsics, resize_intrinsics
+from featdepth.intrinsics_files import field_of_view_intrinsics
 
 if TYPE_CHECKING:
     from featdepth.config import Config
 
 STEREO = "s"
+UNNUMBERED = -1  # the camera of a sample whose intrinsics no model has learned
 MOST_REPLACEMENTS = 10  # bad samples in a row: beyond that the data set is broken, not a frame
 FIXED_INTRINSICS = [[0.58, 0.0, 0.5], [0.0, 1.92, 0.5], [0.0, 0.0, 1.0]]  # of the published code, in widths and heights
 
@@ -33,11 +37,16 @@ class Camera(NamedTuple):
     stereo_pose: np.ndarray | None = None  # 4x4 source_from_target of the other camera, metres
 
 
+class NoGroundTruth(InputError):
+    """No sample of a part has ground truth where it is required; the text says where it is looked for."""
+
+
 class FrameDataset(Dataset, ABC):
     """Samples as dicts of tensors (see `__getitem__`); made by `featdepth.data.build_dataset`.
 
     samples: the target images, in order; drives: their drives, sorted; left_out: listed samples that lack one of their
-    frames; without_depth: samples left out for want of ground truth; depth_size: the common size of `depth`.
+    frames; static: training samples left out for moving too little; without_depth: samples left out for want of ground
+    truth; known_distances: samples that know how far the camera moved; depth_size: the common size of `depth`.
 
     A kind of data is a subclass that says what is on the disk: the abstract methods, and those up to `distance`.
     """
@@ -60,6 +69,10 @@ class FrameDataset(Dataset, ABC):
         self.frames = list(config.data.frames if frames is None else frames)
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared: persistent workers see it change
 
+        # Learned intrinsics: whether they start from a guess, and their cameras' places among those of the model.
+        self.guesses_intrinsics = config.model.intrinsics == "learned" and config.data.field_of_view is not None
+        self.camera_numbers: dict[str, int] | None = None
+
         self.open_root(config)
         self.find_samples(config, part, require_depth)
         self.drives = sorted({sample.drive for sample in self.samples})
@@ -67,15 +80,19 @@ class FrameDataset(Dataset, ABC):
             with_depth = not self.is_training and any(self.depth_path(sample) for sample in self.samples)
         self.with_depth = with_depth
         self.prepare_cameras()
+        self.with_distance = config.loss.velocity > 0 and any(frame != STEREO for frame in self.frames[1:])
+        self.known_distances = 0
+        if self.with_distance:
+            self.known_distances = sum(not all(map(math.isnan, self.distances(sample))) for sample in self.samples)
         cache = config.data.cache
         self.cache = None
         if cache is not None:
             self.cache = FrameCache(cache, self.size, config.data.cache_gb, config.data.crop)
 
     @classmethod
-    def built_in_drives(cls, split: str, part: str) -> Collection[str]:
+    def built_in_drives(cls, config: Config, part: str) -> Collection[str]:
         """Names, or patterns such as "val/*", of the drives of a part of a built-in split."""
-        raise NotImplementedError(f"{cls.__name__} has no split {split}")
+        raise NotImplementedError(f"{cls.__name__} has no split {config.data.split}")
 
     @abstractmethod
     def open_root(self, config: Config) -> None:
@@ -108,6 +125,15 @@ class FrameDataset(Dataset, ABC):
     @abstractmethod
     def read_depth(self, sample: Sample, path: str) -> np.ndarray:
         """Ground truth float32 `[h, w]` (metres, 0 = none) at the size of the camera's files."""
+
+    def camera_name(self, sample: Sample) -> str:
+        """The sample's camera, where intrinsics are learned: samples of one name have one intrinsics."""
+        return str(self.camera_of(sample))
+
+    @property
+    def members(self) -> list[FrameDataset]:
+        """The data sets that this one is made of (see `featdepth.data.mix`): itself alone."""
+        return [self]
 
     def recordings(self) -> list[str]:
         """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
@@ -146,7 +172,7 @@ class FrameDataset(Dataset, ABC):
         return samples
 
     def find_samples(self, config: Config, part: str, require_depth: bool) -> None:
-        """The part's samples that have all their frames, and ground truth where that is required; counts the others."""
+        """The part's samples with all their frames, enough motion and, if required, ground truth; counts the others."""
         listed = self.list_samples(config, part)
         complete = [sample for sample in listed if all(self.image_path(sample, frame) for frame in self.frames)]
         if not complete:
@@ -154,11 +180,13 @@ class FrameDataset(Dataset, ABC):
                 f"{part}: none of {len(listed)} samples has all of its frames {self.frames} below {self.config.root}; "
                 f"the first is {listed[0]}; download what is missing or change data.frames"
             )
-        self.samples = [sample for sample in complete if self.depth_path(sample)] if require_depth else complete
+        moving = moving_samples(self, complete) if self.is_training else complete
+        self.samples = [sample for sample in moving if self.depth_path(sample)] if require_depth else moving
         if not self.samples:
-            raise InputError(f"{part}: none of {len(complete)} samples has ground truth; {self.ground_truth_hint()}")
+            raise NoGroundTruth(f"{part}: none of {len(moving)} samples has ground truth; {self.ground_truth_hint()}")
         self.left_out = len(listed) - len(complete)
-        self.without_depth = len(complete) - len(self.samples)
+        self.static = len(complete) - len(moving)
+        self.without_depth = len(moving) - len(self.samples)
 
     def prepare_cameras(self) -> None:
         """Compute each camera's intrinsics, stereo pose and native size, so that a bad calibration ends it here."""
@@ -168,12 +196,38 @@ class FrameDataset(Dataset, ABC):
         self.stereo_poses: dict[Hashable, Tensor] = {}
         for camera, sample in {self.camera_of(sample): sample for sample in reversed(self.samples)}.items():
             size, intrinsics, stereo_pose = self.camera(sample)
+            if self.guesses_intrinsics:
+                intrinsics = field_of_view_intrinsics(self.config.field_of_view, size)
             self.native_sizes[camera] = size
             self.windows[camera] = crop_window(size, self.config.crop)
             self.intrinsics[camera] = self.scaled_intrinsics(intrinsics, size, self.windows[camera])
             if stereo_pose is not None:
                 self.stereo_poses[camera] = torch.from_numpy(stereo_pose).float()
         self.depth_size = tuple(map(max, zip(*map(self.shown_size, self.native_sizes), strict=True)))
+
+    def start_intrinsics(self) -> dict[str, Tensor]:
+        """What learned intrinsics start from, in pixels at training size: `[3, 3]` by `camera_name`, sorted."""
+        found = {self.camera_name(sample): self.intrinsics[self.camera_of(sample)] for sample in reversed(self.samples)}
+        return dict(sorted(found.items()))
+
+    def number_cameras(self, names: Sequence[str]) -> None:
+        """Give each sample `camera`, the place of its camera among `names`, those of the training samples; -1: none.
+
+        Raises InputError where intrinsics that were not learned are not known otherwise either.
+        """
+        self.camera_numbers = {name: number for number, name in enumerate(names)}
+        strangers = sorted({self.camera_name(sample) for sample in self.samples} - self.camera_numbers.keys())
+        if strangers and self.guesses_intrinsics:
+            shown_names = ", ".join(strangers[:3]) + (f" and {len(strangers) - 3} more" if len(strangers) > 3 else "")
+            raise InputError(
+                f"model.intrinsics is learned, and no training sample is of the camera {shown_names}, whose intrinsics "
+                "are not known either; validate on the cameras that the model is trained on, as with data.split time"
+            )
+
+    def distances(self, sample: Sample) -> list[float]:
+        """Metres between the camera at the target and at each source; NaN where unknown, and for the other camera."""
+        found = (None if frame == STEREO else self.distance(sample, frame) for frame in self.frames[1:])
+        return [math.nan if distance is None else distance for distance in found]
 
     def shown_size(self, camera: Hashable) -> tuple[int, int]:
         """Height and width of a camera's images after the crop, before they are resized."""
@@ -198,8 +252,12 @@ class FrameDataset(Dataset, ABC):
         text = f"{len(self.samples)} samples of {len(self.drives)} drives"
         if self.left_out:
             text += f", {self.left_out} left out (missing frames)"
+        if self.static:
+            text += f", {self.static} left out (static)"
         if self.without_depth:
             text += f", {self.without_depth} left out (no ground truth)"
+        if self.with_distance:
+            text += f", {self.known_distances} with known distances"
         if self.cache is not None:
             text += f"\n  cached   {self.cache.describe(len(self.image_files()))}"
         return text
@@ -215,15 +273,19 @@ class FrameDataset(Dataset, ABC):
         """Sample `index`.
 
         images uint8 `[F, 3, H, W]`; intrinsics `[3, 3]`; stereo_pose `[4, 4]` (source_from_target, metres; with "s"
-        only); depth `[h, w]` (metres, 0 = none, padded at the bottom and the right) and depth_size int64 `[2]`
-        (with_depth only); jitter `[5]`: flip (0 or 1), brightness, contrast, saturation, hue; index int64; replaced
-        int64: 1 where the sample cannot be read and the next good one stands in, which only `data.skip_bad_frames`
-        allows (InputError otherwise).
+        only); distance `[F-1]` (metres to each source, NaN: unknown; with `loss.velocity` only); depth `[h, w]`
+        (metres, 0 = none, padded at the bottom and the right) and depth_size int64 `[2]` (with_depth only); jitter
+        `[5]`: flip (0 or 1), brightness, contrast, saturation, hue; index int64; replaced int64: 1 where the sample
+        cannot be read and the next good one stands in, which only `data.skip_bad_frames` allows (InputError otherwise).
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
+        return self.augmented_item(index, draw=index)
+
+    def augmented_item(self, index: int, draw: int) -> dict[str, Tensor]:
+        """Sample `index` with the `draw`-th numbers of the epoch for its augmentation."""
         item, steps = self.load_readable(index)
-        item["jitter"] = self.draw_jitter(index)
+        item["jitter"] = self.draw_jitter(draw)
         item["index"] = torch.tensor(index)
         item["replaced"] = torch.tensor(int(steps > 0))
         return item
@@ -248,6 +310,10 @@ class FrameDataset(Dataset, ABC):
         item = {"images": torch.stack(images), "intrinsics": self.intrinsics[camera].clone()}
         if STEREO in self.frames:
             item["stereo_pose"] = self.stereo_poses[camera].clone()
+        if self.camera_numbers is not None:
+            item["camera"] = torch.tensor(self.camera_numbers.get(self.camera_name(sample), UNNUMBERED))
+        if self.with_distance:
+            item["distance"] = torch.tensor(self.distances(sample))
         if self.with_depth:
             height, width = self.shown_size(camera)
             item["depth"] = torch.zeros(self.depth_size)
@@ -283,11 +349,11 @@ class FrameDataset(Dataset, ABC):
             depth = depth[top:bottom, left:right]
         return depth
 
-    def draw_jitter(self, index: int) -> Tensor:
-        """The numbers of a sample's augmentation, float32 `[5]`; always the same for one seed, epoch and index."""
+    def draw_jitter(self, draw: int) -> Tensor:
+        """The numbers of a sample's augmentation, float32 `[5]`; always the same for one seed, epoch and draw."""
         if not self.is_training:
             return torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
-        random = np.random.default_rng((self.seed, int(self.epoch), index))
+        random = np.random.default_rng((self.seed, int(self.epoch), draw))
         # All numbers are drawn whatever the probabilities, so that changing one leaves the others as they are.
         flip, coloured = random.random(2) < (self.config.flip, self.config.colour_jitter)
         factors, hue = random.uniform(0.8, 1.2, 3), random.uniform(-0.1, 0.1)

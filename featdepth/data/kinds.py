@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featdepth.data.cityscapes import Cityscapes
 from featdepth.data.dataset import FrameDataset
+from featdepth.data.eth3d import Eth3d
+from featdepth.data.euroc import Euroc
 from featdepth.data.kitti_odometry import KittiOdometry
 from featdepth.data.kitti_raw import KittiRaw
+from featdepth.data.seven_scenes import SevenScenes
+from featdepth.data.tum_rgbd import TumRgbd
+from featdepth.data.video import Video
 from featdepth.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,6 +21,12 @@ if TYPE_CHECKING:
 DATASETS: dict[str, type[FrameDataset]] = {
     "kitti_raw": KittiRaw,
     "kitti_odometry": KittiOdometry,
+    "cityscapes": Cityscapes,
+    "euroc": Euroc,
+    "eth3d": Eth3d,
+    "tum_rgbd": TumRgbd,
+    "seven_scenes": SevenScenes,
+    "video": Video,
 }
 
 

@@ -1,4 +1,4 @@
-"""What of KITTI raw is on disk: drives, images, scans and depth images below one root. Each folder is listed once."""
+"""What of KITTI raw is on disk: drives, images, scans, measurements and depth images. Each folder is listed once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from featdepth.errors import InputError
 IMAGE_NAME = re.compile(r"([0-9]{10})\.(?:jpe?g|png)", re.IGNORECASE)
 SCAN_NAME = re.compile(r"([0-9]{10})\.bin")
 DEPTH_NAME = re.compile(r"([0-9]{10})\.png")
+PACKET_NAME = re.compile(r"([0-9]{10})\.txt")
 
 
 class KittiFiles:
@@ -51,6 +52,10 @@ class KittiFiles:
     def scan(self, drive: str, frame: int) -> str | None:
         """The path of the laser scan at a frame, if it is there."""
         return self.listing(f"{drive}/velodyne_points/data", SCAN_NAME).get(frame)
+
+    def packets(self, drive: str) -> dict[int, str]:
+        """The paths of the inertial measurements, by frame."""
+        return self.listing(f"{drive}/oxts/data", PACKET_NAME)
 
     def depth_image(self, drive: str, side: str, frame: int) -> str | None:
         """The path of the improved ground truth at a frame, if it is there.

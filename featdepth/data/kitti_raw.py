@@ -2,7 +2,8 @@
 
 <root>/<date>/calib_cam_to_cam.txt, calib_velo_to_cam.txt
 <root>/<date>/<date>_drive_XXXX_sync/image_02|image_03/data/XXXXXXXXXX.png|jpg
-<root>/<date>/<date>_drive_XXXX_sync/velodyne_points/data/XXXXXXXXXX.bin
+<root>/<date>/<date>_drive_XXXX_sync/velodyne_points/data/XXXXXXXXXX.bin   ground truth (optional)
+<root>/<date>/<date>_drive_XXXX_sync/oxts/data/XXXXXXXXXX.txt, timestamps.txt beside all these   motion (optional)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from featdepth.data.ground_truth import cached_lidar_depth, writable_cache_folde
 from featdepth.data.images import load_depth_image
 from featdepth.data.kitti_eigen import eigen_split, eigen_test_samples
 from featdepth.data.kitti_files import KittiFiles
+from featdepth.data.oxts import distance_between, read_speed, read_times, steps_between
 from featdepth.data.splits import KITTI_DRIVES, Sample, held_out_drives
 from featdepth.errors import InputError
 
@@ -36,10 +38,11 @@ class KittiRaw(FrameDataset):
         self.improved = config.evaluate.protocol == "eigen_improved"
         self.files = KittiFiles(config.data.root)
         self.calibrations: dict[str, Calibration] = {}
+        self.steps: dict[str, np.ndarray] = {}  # metres driven from each frame to the next, by drive
 
     @classmethod
-    def built_in_drives(cls, split: str, part: str) -> Collection[str]:
-        return eigen_split()[part] if split == "eigen" else ()
+    def built_in_drives(cls, config: Config, part: str) -> Collection[str]:
+        return eigen_split()[part] if config.data.split == "eigen" else ()
 
     def built_in_samples(self, config: Config, part: str) -> list[Sample]:
         files = self.files
@@ -66,6 +69,10 @@ class KittiRaw(FrameDataset):
     def camera_of(self, sample: Sample) -> tuple[str, str]:
         return sample.date, sample.side
 
+    def camera_name(self, sample: Sample) -> str:
+        """The two cameras of a rectified pair have the same intrinsics."""
+        return sample.date
+
     def camera(self, sample: Sample) -> Camera:
         calibration, side = self.calibration(sample), sample.side
         stereo_pose = calibration.stereo_pose(side) if STEREO in self.frames else None
@@ -82,6 +89,20 @@ class KittiRaw(FrameDataset):
         if self.improved:
             return self.files.depth_image(sample.drive, sample.side, sample.frame)
         return self.files.scan(sample.drive, sample.frame)
+
+    def times(self, drive: str) -> dict[int, float]:
+        times = enumerate(read_times(self.files.root / drive / "image_02" / "timestamps.txt").tolist())
+        return {frame: time for frame, time in times if np.isfinite(time)}
+
+    def distance(self, sample: Sample, frame: int) -> float | None:
+        """From the speeds that the inertial unit measured."""
+        drive = sample.drive
+        if drive not in self.steps:
+            folder = self.files.root / drive
+            speeds = {packet: read_speed(path) for packet, path in self.files.packets(drive).items()}
+            packet_times = read_times(folder / "oxts" / "timestamps.txt")
+            self.steps[drive] = steps_between(read_times(folder / "image_02" / "timestamps.txt"), packet_times, speeds)
+        return distance_between(self.steps[drive], sample.frame, sample.frame + frame)
 
     def ground_truth_hint(self) -> str:
         if self.improved:

@@ -11,7 +11,16 @@ import numpy as np
 from featdepth.errors import InputError
 from featdepth.files import read_bytes
 
+IMAGE = re.compile(r"[^.].*\.(?:png|jpe?g)", re.IGNORECASE)
 LARGEST_TABLE = 64 << 20  # bytes; an hour of poses at 30 a second has 20 MB
+
+
+def file_names(folder: Path) -> list[str]:
+    """What is in `folder`, sorted; empty where there is no such folder, InputError where it cannot be read."""
+    try:
+        return sorted(os.listdir(folder)) if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{folder}: the folder cannot be read: {error.strerror}") from error
 
 
 def list_frames(folder: Path, pattern: re.Pattern[str]) -> dict[int, str]:
@@ -19,13 +28,20 @@ def list_frames(folder: Path, pattern: re.Pattern[str]) -> dict[int, str]:
 
     Empty where there is no such folder; InputError where it cannot be read.
     """
-    try:
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    except OSError as error:
-        raise InputError(f"{folder}: the folder cannot be read: {error.strerror}") from error
-    matches = (pattern.fullmatch(name) for name in names)
+    matches = (pattern.fullmatch(name) for name in file_names(folder))
     found = {int(match[1]): str(folder / match[0]) for match in matches if match}
     return dict(sorted(found.items()))
+
+
+def list_images(folder: Path) -> list[str]:
+    """The png and jpg files in `folder`, in natural order: image2 before image10. Errors as `file_names`."""
+    return [str(folder / name) for name in sorted(file_names(folder), key=natural_key) if IMAGE.fullmatch(name)]
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """What to sort names by for their numbers to count as numbers."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), part) if part.isdecimal() else (0, part) for part in parts]
 
 
 def read_numbers(path: str | Path, columns: int, what: str) -> np.ndarray:
@@ -47,3 +63,11 @@ def read_numbers(path: str | Path, columns: int, what: str) -> np.ndarray:
             raise InputError(f"{path}:{number}: {line.strip()[:60]!r} should be {columns} numbers of {what}")
         rows.append(values)
     return np.array(rows, dtype=np.float64).reshape(-1, columns)
+
+
+def read_matrix(path: str | Path, size: int, what: str) -> np.ndarray:
+    """The square matrix float64 `[size, size]` in a text file; InputError as for `read_numbers`."""
+    matrix = read_numbers(path, size, what)
+    if len(matrix) != size:
+        raise InputError(f"{path}: {what} should have {size} rows, found {len(matrix)}; get the file again")
+    return matrix

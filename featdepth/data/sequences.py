@@ -17,9 +17,6 @@ from featdepth.errors import InputError
 if TYPE_CHECKING:
     from featdepth.config import Config
 
-# The split "time": parts of a drive's frames, with gaps so that no frame is in a sample of two parts.
-TIME_PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
-
 
 @dataclass
 class Recording:
@@ -35,7 +32,7 @@ class SequenceDataset(FrameDataset):
     """Named drives below a root folder. A kind of them says what is there: `find_drives`, `read_recording`, and so on.
 
     Built-in splits: "official", by the names of drives, where the kind has one; "time": each drive's first 80 % are
-    training, the next 10 % validation, the last 10 % test.
+    training, the next 10 % validation, the last 10 % test, with gaps so that no frame is in a sample of two parts.
     """
 
     official: ClassVar[dict[str, tuple[str, ...]]] = {}  # {part: names or patterns of its drives}
@@ -57,13 +54,14 @@ class SequenceDataset(FrameDataset):
         return {}
 
     @classmethod
-    def built_in_drives(cls, split: str, part: str) -> Collection[str]:
-        return cls.official[part] if split == "official" else ()
+    def built_in_drives(cls, config: Config, part: str) -> Collection[str]:
+        return cls.official[part] if config.data.split == "official" else ()
 
     def open_root(self, config: Config) -> None:
         self.root = Path(config.data.root)
         self.split = config.data.split
         self.all_drives = self.find_drives(self.root)
+        self.drive_names = frozenset(self.all_drives)
         self.known: dict[tuple[str, str], object] = {}  # what was read, by method and drive
 
     def remember(self, read: str, drive: str) -> object:
@@ -74,7 +72,7 @@ class SequenceDataset(FrameDataset):
 
     def recording(self, drive: str) -> Recording | None:
         """A drive's recording; None where there is no such drive."""
-        return self.remember("read_recording", drive) if drive in self.all_drives else None
+        return self.remember("read_recording", drive) if drive in self.drive_names else None
 
     def poses(self, drive: str) -> dict[int, np.ndarray]:
         return self.remember("read_poses", drive)
@@ -84,10 +82,10 @@ class SequenceDataset(FrameDataset):
 
     def built_in_samples(self, config: Config, part: str) -> list[Sample]:
         """Training has the frames of both cameras as targets, the other parts those of the left one."""
-        drives = self.all_drives
+        drives, names = self.all_drives, self.built_in_drives(config, part)
         if self.split == "official":
             held_out = held_out_drives(config, type(self)) if part == "train" else ()
-            drives = [each for each in drives if is_among(each, self.official[part]) and not is_among(each, held_out)]
+            drives = [each for each in drives if is_among(each, names) and not is_among(each, held_out)]
         sides = ("l", "r") if part == "train" and STEREO in self.frames else ("l",)
         samples = [
             Sample(drive, frame, side)
@@ -95,10 +93,15 @@ class SequenceDataset(FrameDataset):
             for side in sides
             for frame in self.part_frames(list(self.recording(drive).images.get(side, ())), part)
         ]
+        if not samples and self.split == "time":
+            raise InputError(
+                f"{self.root}: no drive is long enough to be divided in time with data.frames {self.config.frames}; "
+                "record longer ones, or name list files in data.split"
+            )
         if not samples:
             raise InputError(
                 f"{self.root}: no {part} frame of the {self.split} split is here; its drives are "
-                f"{', '.join(self.official.get(part, ())) or 'all'}; download them, or name list files in data.split"
+                f"{', '.join(names) or 'all'}; download them, or name list files in data.split"
             )
         return samples
 
@@ -106,8 +109,8 @@ class SequenceDataset(FrameDataset):
         """Those of a drive's `frames`, in order, that a part has as targets."""
         if self.split != "time":
             return frames
-        first, last = (round(share * len(frames)) for share in TIME_PARTS[part])
         reach = max((abs(frame) for frame in self.config.frames if frame != STEREO), default=0)
+        first, last = time_parts(len(frames), reach)[part]
         # A target's neighbours belong to its own part.
         inner_first = first + reach if first > 0 else first
         inner_last = last - reach if last < len(frames) else last
@@ -133,6 +136,10 @@ class SequenceDataset(FrameDataset):
     def camera_of(self, sample: Sample) -> tuple[str, str]:
         return sample.drive, sample.side
 
+    def camera_name(self, sample: Sample) -> str:
+        """The two cameras of a rectified pair have the same intrinsics."""
+        return sample.drive
+
     def camera(self, sample: Sample) -> Camera:
         recording = self.recording(sample.drive)
         camera = recording.cameras[sample.side]
@@ -157,3 +164,17 @@ class SequenceDataset(FrameDataset):
 
     def read_depth(self, sample: Sample, path: str) -> np.ndarray:
         raise NotImplementedError(f"{type(self).__name__} finds ground truth and cannot read it")
+
+
+def time_parts(count: int, reach: int) -> dict[str, tuple[int, int]]:
+    """First frame and the one after the last of each part of a drive of `count` frames in the split "time".
+
+    Validation and test have room for at least one target with its neighbours, up to `reach` frames away; all of a drive
+    that is too short for it is training.
+    """
+    smallest = 2 * reach + 1
+    test = min(round(0.9 * count), count - smallest)
+    validation = min(round(0.8 * count), test - smallest)
+    if validation < smallest:
+        test = validation = count
+    return {"train": (0, validation), "validation": (validation, test), "test": (test, count)}

@@ -113,7 +113,7 @@ def part_drives(config: Config, part: str, kind: type[FrameDataset]) -> Collecti
     """
     path = list_file(config, part)
     if path is None:
-        return kind.built_in_drives(config.data.split, part) if part != "train" else ()
+        return kind.built_in_drives(config, part) if part != "train" else ()
     is_override = getattr(config.data, LIST_FILES[part]) is not None
     if not is_override and not path.is_file():
         return ()
@@ -127,7 +127,7 @@ def is_among(drive: str, names: Collection[str]) -> bool:
 
 def held_out_drives(config: Config, kind: type[FrameDataset]) -> set[str]:
     """What a built-in split's training leaves out: validation's and test's drives, and always its own test drives."""
-    held_out = set(kind.built_in_drives(config.data.split, "test"))
+    held_out = set(kind.built_in_drives(config, "test"))
     for part in ("validation", "test"):
         held_out |= set(part_drives(config, part, kind))
     return held_out

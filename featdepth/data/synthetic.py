@@ -37,7 +37,10 @@ AHEAD = np.arange(-47.0, 47.01, 0.5)  # azimuths, degrees; a little more than th
 BACK = np.arange(130.0, 180.0, 6.0)
 AZIMUTHS = np.radians(np.concatenate([-BACK[::-1], AHEAD, BACK]))
 RANGE, NOISE, LOST = 120.0, 0.02, 0.04  # metres, metres, share of returns
-LIMITS = {"drives": (3, 9999), "frames": (3, 1000), "height": (32, 2048), "width": (64, 4096), "seed": (0, 2**63)}
+LIMITS = {
+    "drives": (3, 9999), "frames": (3, 1000), "height": (32, 2048), "width": (64, 4096), "seed": (0, 2**63),
+    "turning": (0, 5),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Street:
     height: int = 80
     width: int = 240
     seed: int = 0
+    turning: float = (
+        0.0  # degrees a frame by which every drive turns, or more, in a third of its frames; 0: no such rule
+    )
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
@@ -74,7 +80,9 @@ class Drive:
         self.name = f"{self.date}_drive_{index + 1:04}_sync"
         self.rig = Rig.of(self.date, street.height, street.width)
         rng = np.random.default_rng((street.seed, index))
-        self.scene, self.trajectory = build_street(rng, KINDS[index % len(KINDS)], INTERVAL * street.frames)
+        kind = "winding" if street.turning else KINDS[index % len(KINDS)]
+        rate = np.radians(street.turning) / INTERVAL
+        self.scene, self.trajectory = build_street(rng, kind, INTERVAL * street.frames, rate)
         self.painter = Painter(self.scene)
 
     def imu_pose(self, frame: int) -> np.ndarray:
@@ -132,13 +140,14 @@ def write_street(
     width: int = Street.width,
     seed: int = Street.seed,
     workers: int | None = None,
+    turning: float = Street.turning,
 ) -> bool:
     """Write a street into the folder `out`; False where the same one is there already.
 
     `workers` (default: all cores) has no influence on what is written. An interrupted street is finished.
     Raises InputError for bad parameters and for a folder with anything else in it.
     """
-    out, street = Path(out), Street(drives, frames, height, width, seed)
+    out, street = Path(out), Street(drives, frames, height, width, seed, turning)
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: has to be at least 1")
     if claim(out, street):
@@ -192,7 +201,7 @@ def claim(out: Path, street: Street) -> bool:
         complete = bool(found.pop("complete"))
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{record}: cannot be understood; remove {out} or choose another folder") from error
-    if found != {"version": VERSION, **asdict(street)}:
+    if found != parameters(street):
         described = shown(found)
         raise InputError(f"{out}: holds another street ({described}); remove it or choose another folder")
     return complete
@@ -238,7 +247,15 @@ def write_splits(out: Path, street: Street) -> None:
 
 def write_record(out: Path, street: Street, complete: bool) -> None:
     """Note what the folder holds."""
-    write_text(out / RECORD, json.dumps({"version": VERSION, **asdict(street), "complete": complete}, indent=1) + "\n")
+    write_text(out / RECORD, json.dumps({**parameters(street), "complete": complete}, indent=1) + "\n")
+
+
+def parameters(street: Street) -> dict[str, float]:
+    """What the record says of a street; one that does not turn reads as it did before there were others."""
+    values = {"version": VERSION, **asdict(street)}
+    if not street.turning:
+        del values["turning"]
+    return values
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -265,6 +282,13 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=Street.height, help="of the pictures, pixels")
     parser.add_argument("--width", type=int, default=Street.width, help="of the pictures, pixels")
     parser.add_argument("--seed", type=int, default=Street.seed, help="another seed, another street")
+    parser.add_argument(
+        "--turning",
+        type=float,
+        default=Street.turning,
+        metavar="DEGREES",
+        help="every drive turns by so much or more a frame in a third of its frames; 0: roads as they come",
+    )
     parser.add_argument("--workers", type=int, default=None, help="processes; all cores if not given")
     arguments = parser.parse_args()
     written = write_street(**vars(arguments))

@@ -11,12 +11,16 @@ from featdepth.data.synthetic_scene import GroundLooks, Road, Scene, Solids, Tra
 
 KINDS = ("straight", "bend", "turn", "straight", "bend", "bend", "turn")  # what the road does, by drive number
 BEHIND, AHEAD = 40.0, 150.0  # metres of street before the first and after the last position of the vehicle
+WINDING_PERIOD = 2.0  # seconds from one bend of a winding street to the next, about
 
 
-def build_street(rng: np.random.Generator, kind: str, duration: float) -> tuple[Scene, Trajectory]:
-    """A street of `kind` (see KINDS) and a drive of `duration` seconds along it."""
+def build_street(rng: np.random.Generator, kind: str, duration: float, rate: float = 0.0) -> tuple[Scene, Trajectory]:
+    """A street of `kind` (see KINDS, or "winding") and a drive of `duration` seconds along it.
+
+    rate: radians a second by which a drive along a winding street turns, or more, for a third of the time.
+    """
     style = Style.draw(rng)
-    trajectory, roads = draw_course(rng, style, kind, duration)
+    trajectory, roads = draw_course(rng, style, kind, duration, rate)
     moving = traffic(rng, style, trajectory, duration)
     cars = parked_cars(rng, style, roads)
     houses = [solid for road in roads for side in (-1, 1) for solid in frontage(rng, style, road, side, roads)]
@@ -44,14 +48,22 @@ def ground_looks(rng: np.random.Generator, style: Style) -> GroundLooks:
     )
 
 
-def draw_course(rng: np.random.Generator, style: Style, kind: str, duration: float) -> tuple[Trajectory, list[Road]]:
+def draw_course(
+    rng: np.random.Generator, style: Style, kind: str, duration: float, rate: float
+) -> tuple[Trajectory, list[Road]]:
     """The roads and the way of the vehicle along the first of them."""
     speed = rng.uniform(3.8, 6.5) if kind == "turn" else rng.uniform(4.5, 14)
     low, high = (-0.5, 0.5) if kind == "turn" else (-1.5, 1.5)
     acceleration = np.clip(rng.uniform(low, high), (3.5 - speed) / duration, (14 - speed) / duration)
+    if kind == "winding":  # slow enough for its bends, and at one speed, which keeps the rate
+        speed, acceleration = rng.uniform(4.5, 5.5), 0.0
     travelled = speed * duration + 0.5 * acceleration * duration**2
     stations = np.arange(0, BEHIND + travelled + AHEAD, Road.SPACING)
-    headings = rng.uniform(0, 2 * np.pi) + bends(rng, kind, stations, travelled)
+    headings = np.full(len(stations), rng.uniform(0, 2 * np.pi))
+    if kind == "winding":
+        headings += serpentine(rng, stations, travelled, max(1, round(duration / WINDING_PERIOD)), rate / speed)
+    else:
+        headings += bends(rng, kind, stations, travelled)
     road = Road.from_headings(headings, (0.0, 0.0), style.half_width, style.sidewalk)
     roads = [road, *side_roads(rng, style, kind, road, travelled)]
     swing = rng.uniform(0.1, 0.4)
@@ -85,6 +97,21 @@ def bends(rng: np.random.Generator, kind: str, stations: np.ndarray, travelled: 
         heading += curve(station, length, sign * rng.uniform(0.3, 1.0))
         station, sign = station + length + rng.uniform(0, 25), -sign
     return heading
+
+
+def serpentine(
+    rng: np.random.Generator, stations: np.ndarray, travelled: float, count: int, curvature: float
+) -> np.ndarray:
+    """Heading (radians) relative to the start along `count` equal periods, each a bend and a straight part.
+
+    For half of each the road is bent by a little more than `curvature` (1/m), left and right in turn.
+    """
+    place = (stations - BEHIND) / travelled * count - rng.uniform(0, 0.34)
+    period, share = np.floor(place), place % 1
+    bent = 1.25 * curvature * np.interp(share, (0, 0.08, 0.58, 0.66), (0, 1, 1, 0))
+    side = rng.choice([-1.0, 1.0]) * np.where(period % 2, 1, -1)
+    driven = (period >= 0) & (period < count)
+    return np.cumsum(np.where(driven, side * bent, 0.0)) * Road.SPACING
 
 
 def side_roads(rng: np.random.Generator, style: Style, kind: str, road: Road, travelled: float) -> list[Road]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from featdepth.config import Config
+from featdepth.config import Config, Model
 from featdepth.errors import InputError
+from featdepth.models.cameras import LearnedIntrinsics
 from featdepth.models.encoders import ResNetEncoder, ResNetStem, load_imagenet
 from featdepth.models.featdepth import FeatDepth
-from featdepth.models.storage import load_strictly, read_model_directory, read_record
+from featdepth.models.storage import load_strictly, read_camera_names, read_model_directory, read_record
+from featdepth.scale import INHERITED, scale_of_training
 
 
-def build_model(config: Config) -> FeatDepth:
-    """The model of `config`, in training mode, with the weights it starts from. Raises InputError."""
-    settings = config.model
-    model = FeatDepth(settings, config.data.frames, config.data.height, config.data.width)
+def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) -> FeatDepth:
+    """The model of `config`, in training mode, with the weights it starts from.
+
+    intrinsics: where they are learned, what each camera starts from, `[3, 3]` at training size by name. Raises
+    InputError.
+    """
+    settings, data = config.model, config.data
+    model = FeatDepth(settings, data.frames, data.height, data.width, list(intrinsics or ()))
+    if model.cameras is not None:
+        model.cameras.start_from(intrinsics or {}, (data.height, data.width))
     if settings.pretrained is not False and settings.init is None:
         for network in model.children():
             if isinstance(network, ResNetEncoder):
@@ -23,6 +33,12 @@ def build_model(config: Config) -> FeatDepth:
         _load_feature_encoder(model, settings.feature_encoder)
     if settings.init is not None:
         _initialise(model, settings.init)
+    if model.has_depth and settings.metres_per_unit is not None:
+        source = scale_of_training(config)
+        if source is None and settings.init is not None:
+            source = _inherited_scale(settings)
+        if source is not None:
+            model.training_record["scale_source"] = source
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model.train()
@@ -43,11 +59,17 @@ def _initialise(model: FeatDepth, source: str) -> None:
     """Fine-tuning: every network that the model in `source` has too starts from there."""
     content, state = read_model_directory(source)
     _inherit_record(model, content, source)
-    shared = [name for name, _ in model.named_children() if network_state(state, name)]
+    networks = [name for name, _ in model.named_children() if name != "cameras"]
+    shared = [name for name in networks if network_state(state, name)]
     if not shared:
         raise InputError(f"model.init: {source} shares no network with objective {model.settings.objective}")
     for name in shared:
         _load_network(model, name, state, source)
+    if model.cameras is not None and network_state(state, "cameras"):
+        square_pixels = content["model"].get("square_pixels", True)
+        cameras = LearnedIntrinsics(read_camera_names(content, source), square_pixels)
+        load_strictly(cameras, network_state(state, "cameras"), f"{source}: cameras")
+        model.cameras.continue_from(cameras)
 
 
 def _load_network(model: FeatDepth, name: str, state: dict[str, Tensor], source: str) -> None:
@@ -62,6 +84,18 @@ def _inherit_record(model: FeatDepth, content: dict, source: str) -> None:
     """What the other model has seen counts as seen: test drives stay contaminated through any number of stages."""
     record = read_record(content, source)
     model.record_training(record.get("drives", []), record.get("contaminated", []))
+
+
+def _inherited_scale(settings: Model) -> str:
+    """Where the metres of `model.init` come from, where training knows none. InputError where it has other ones."""
+    initial = FeatDepth.from_pretrained(settings.init)
+    unit = None if initial.scale_source is None else initial.settings.metres_per_unit
+    if unit is None or unit != settings.metres_per_unit:
+        raise InputError(
+            f"model.metres_per_unit: is {settings.metres_per_unit}, that of model.init {settings.init} is "
+            f"{unit or 'null'}, and nothing in this training knows metres; set it to the latter"
+        )
+    return initial.scale_source.removesuffix(INHERITED) + INHERITED
 
 
 def network_state(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

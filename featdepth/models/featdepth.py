@@ -16,10 +16,19 @@ from featdepth.config import Config, Model, from_dict
 from featdepth.config_checks import check_config
 from featdepth.config_values import shown
 from featdepth.errors import InputError
+from featdepth.models.cameras import LearnedIntrinsics
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
 from featdepth.models.recompute import Segmented
-from featdepth.models.storage import CONFIG_FILE, check_fit, read_model_directory, read_record, write_model_directory
+from featdepth.models.storage import (
+    CONFIG_FILE,
+    check_fit,
+    read_camera_names,
+    read_model_directory,
+    read_record,
+    write_model_directory,
+)
+from featdepth.scale import GIVEN, STEREO
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -43,16 +52,25 @@ class Prediction(NamedTuple):
     target_features: tuple[Tensor, ...] = ()  # of the target: the first map or all five, finest first
     source_features: Tensor | None = None  # first map of each source [B, F-1, 64, H/2, W/2]
     reconstructions: tuple[Tensor, ...] = ()  # of the target, [B, 3, H, W] .. [B, 3, H/8, W/8] in (0, 1)
+    intrinsics: Tensor | None = None  # learned ones [B, 3, 3], pixels; None: the batch's hold
 
 
 class FeatDepth(nn.Module):
     """Depth, pose and feature networks of one objective.
 
     settings: the `model` section of a configuration; frames: target and sources, e.g. `[0, -1, 1, "s"]` (a pose
-    network is built only when there are temporal sources); height, width: of the images it is trained on.
+    network is built only when there are temporal sources); height, width: of the images it is trained on; cameras:
+    names of those whose intrinsics it learns, where `settings.intrinsics` is learned.
     """
 
-    def __init__(self, settings: Model, frames: Sequence[int | str], height: int, width: int) -> None:
+    def __init__(
+        self,
+        settings: Model,
+        frames: Sequence[int | str],
+        height: int,
+        width: int,
+        cameras: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.settings, self.frames, self.height, self.width = settings, list(frames), height, width
         # How the model came to be: its drives, contamination, versions. Saved with it.
@@ -70,6 +88,7 @@ class FeatDepth(nn.Module):
         if "feature_stem" in networks:
             self.feature_encoder = ResNetStem().requires_grad_(False)
             self.feature_encoder.eval()
+        self.cameras = LearnedIntrinsics(cameras, settings.square_pixels) if settings.intrinsics == "learned" else None
 
     @property
     def temporal_sources(self) -> list[int]:
@@ -79,6 +98,15 @@ class FeatDepth(nn.Module):
     @property
     def has_depth(self) -> bool:
         return "depth" in NETWORKS[self.settings.objective]
+
+    @property
+    def scale_source(self) -> str | None:
+        """Where the metres of its depth come from, e.g. "stereo baseline"; None: depth is known up to scale."""
+        if not self.has_depth or self.settings.metres_per_unit is None:
+            return None
+        # Models that were saved before they said so, or that were never trained.
+        assumed = STEREO if "s" in self.frames else GIVEN
+        return self.training_record.get("scale_source", assumed)
 
     def train(self, mode: bool = True) -> FeatDepth:
         """Training or evaluation mode; the frozen feature encoder of stage 2 stays in evaluation mode."""
@@ -95,7 +123,10 @@ class FeatDepth(nn.Module):
                 network.gradient_checkpointing = True
 
     def forward(self, batch: dict[str, Tensor]) -> Prediction:
-        """All networks on a batch after `augment`: `images` and `augmented` float32 [B, F, 3, H, W], `stereo_pose`."""
+        """All networks on a batch after `augment`: `images` and `augmented` float32 [B, F, 3, H, W], `stereo_pose`.
+
+        Where intrinsics are learned also `camera` [B], `jitter` and, for cameras that are not known, `intrinsics`.
+        """
         prediction = Prediction()
         if self.has_depth:
             augmented = batch["augmented"]
@@ -109,6 +140,10 @@ class FeatDepth(nn.Module):
             prediction = prediction._replace(target_features=(features[:, 0],), source_features=features[:, 1:])
         elif self.settings.objective in ("autoencoder", "joint"):
             prediction = self.learned_features(batch["images"], prediction)
+        if self.cameras is not None:
+            is_flipped, size = batch["jitter"][:, 0] > 0.5, batch["images"].shape[-2:]
+            intrinsics = self.cameras(batch["camera"], batch["intrinsics"], is_flipped, size)
+            prediction = prediction._replace(intrinsics=intrinsics)
         return prediction
 
     def depth(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -169,6 +204,12 @@ class FeatDepth(nn.Module):
         """Depth in network units of a sigmoid disparity, with the model's own range."""
         return geometry.disparity_to_depth(disparity, self.settings.min_depth, self.settings.max_depth)
 
+    def follow_cameras(self, batch: dict[str, Tensor], prediction: Prediction) -> None:
+        """Take a forward pass of training into the statistics of learned intrinsics; nothing where there are none."""
+        if self.cameras is not None:
+            temporal = [position for position, frame in enumerate(self.frames[1:]) if frame != "s"]
+            self.cameras.follow(batch["camera"], prediction.poses[:, temporal])
+
     def record_training(self, drives: Sequence[str], contaminated: Sequence[str], versions: Sequence[str] = ()) -> None:
         """Note what the weights have seen, beside what those that they started from had seen."""
         for name, values in (("drives", drives), ("contaminated", contaminated)):
@@ -185,6 +226,8 @@ class FeatDepth(nn.Module):
             "model": dataclasses.asdict(settings),
             "training": self.training_record,
         }
+        if self.cameras is not None:
+            config["cameras"] = self.cameras.describe((self.height, self.width))
         write_model_directory(directory, config, self.state_dict())
 
     @classmethod
@@ -205,16 +248,19 @@ class FeatDepth(nn.Module):
         config = from_dict({section: content[section] for section in ("data", "model")}, where)
         check_config(config, where, check_files=False, training=False)
         record = read_record(content, source)
-        model = cls.from_state(config, state, str(source))
+        cameras = read_camera_names(content, source) if config.model.intrinsics == "learned" else ()
+        model = cls.from_state(config, state, str(source), cameras)
         model.training_record = record
         return model
 
     @classmethod
-    def from_state(cls, config: Config, state: Mapping[str, Tensor], source: str) -> FeatDepth:
+    def from_state(
+        cls, config: Config, state: Mapping[str, Tensor], source: str, cameras: Sequence[str] = ()
+    ) -> FeatDepth:
         """The model of `config` with the weights `state`, in evaluation mode; InputError where they do not fit."""
         # Without memory first, so that sizes which the weights do not have allocate nothing.
         with torch.device("meta"):
-            model = cls(config.model, config.data.frames, config.data.height, config.data.width)
+            model = cls(config.model, config.data.frames, config.data.height, config.data.width, cameras)
         check_fit(model, state, source)
         model.to_empty(device="cpu").load_state_dict(state)
         return model.eval()

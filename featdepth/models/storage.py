@@ -84,12 +84,21 @@ def read_model_directory(source: str | Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def read_record(config: dict, source: str | Path) -> dict:
-    """The `training` section of a model's `config.json`, with lists of names where there are any. Raises InputError."""
+    """The `training` section of a model's `config.json`, its known entries of the right types. Raises InputError."""
     record = config.get("training", {})
     lists = [record.get(name, []) for name in ("drives", "contaminated")] if isinstance(record, dict) else [None]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+    is_whole = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+    if not is_whole or not isinstance(record.get("scale_source", ""), str):
         raise InputError(f"{source}/{CONFIG_FILE}: the section training is damaged; copy the file again")
     return record
+
+
+def read_camera_names(config: dict, source: str | Path) -> list[str]:
+    """The cameras in a model's `config.json` whose intrinsics are learned. Raises InputError where there are none."""
+    cameras = config.get("cameras")
+    if not isinstance(cameras, dict):
+        raise InputError(f"{source}/{CONFIG_FILE}: has no section cameras, for its learned intrinsics; copy it again")
+    return list(cameras)
 
 
 def _from_hub(name: str) -> Path:

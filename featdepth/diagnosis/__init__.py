@@ -1,0 +1,1 @@
+"""What the doctor looks at: a sample of the data, one concept a file."""

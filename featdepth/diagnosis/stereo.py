@@ -1,0 +1,80 @@
+"""Whether the second camera is where the calibration says, and the pair rectified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from featdepth.data.dataset import STEREO
+from featdepth.diagnosis.findings import Finding, ok, problem, skipped
+from featdepth.diagnosis.survey import Pair, Survey
+
+CHECK = "stereo"
+MOST_PAIRS = 12
+FEWEST_PAIRS = 2
+RIGHT_SIGN = 0.8  # share of the points that must be shifted as the calibration says
+ROWS = 0.0025  # of the width: median distance of a point's rows; half of it is what rectified pairs stay below
+ENOUGH = 0.001  # of the width: points that are shifted by less have no sign
+
+
+def check_stereo(survey: Survey, faults: set[str]) -> Iterator[Finding]:
+    """Sign of the disparity, and rows that agree."""
+    if STEREO not in survey.train.frames:
+        yield skipped(CHECK, "data.frames has no second camera")
+        return
+    targets = survey.targets[:: -(-len(survey.targets) // MOST_PAIRS)]
+    pairs = [pair for target in targets if (pair := survey.pair("train", target, STEREO)) and pair.is_matchable]
+    if len(pairs) < FEWEST_PAIRS:
+        yield problem(
+            CHECK,
+            "unmatched_stereo",
+            "the two cameras' pictures do not show the same",
+            "",
+            "check the pairing of files",
+        )
+        return
+    yield sign_finding(survey, pairs)
+    yield rows_finding(survey, pairs)
+
+
+def sign_finding(survey: Survey, pairs: list[Pair]) -> Finding:
+    """Points must be shifted to the side that the other camera's position demands."""
+    right = float(np.median([share_of_right_sign(survey, pair) for pair in pairs]))
+    text = f"{right:.0%} of the points are shifted to the side that the calibration says"
+    expected = f"at least {RIGHT_SIGN:.0%}"
+    if right >= RIGHT_SIGN:
+        return ok(CHECK, text, expected)
+    if right <= 1 - RIGHT_SIGN:
+        advice = "exchange the left and the right folder, or the sign of the baseline"
+        return problem(CHECK, "swapped_stereo", f"left and right are swapped: {text}", expected, advice)
+    advice = "the pictures are no rectified pair of these cameras: rectify them"
+    return problem(CHECK, "unrectified_stereo", text, expected, advice)
+
+
+def share_of_right_sign(survey: Survey, pair: Pair) -> float:
+    """Share of the clearly shifted points that lie on the side which the stereo pose demands."""
+    pose = survey.train.stereo_poses[survey.train.camera_of(pair.sample)].numpy()
+    shift = (pair.matches.other - pair.matches.one)[:, 0]
+    clear = shift[np.abs(shift) > ENOUGH * survey.size[1]]
+    return float((np.sign(clear) == np.sign(pose[0, 3])).mean()) if len(clear) else 1.0
+
+
+def rows_finding(survey: Survey, pairs: list[Pair]) -> Finding:
+    """Points of a rectified pair keep their row."""
+    residuals = [np.abs((pair.matches.other - pair.matches.one)[:, 1]) for pair in pairs]
+    rows = float(np.median(np.concatenate(residuals)))
+    slope = float(np.median([row_slope(pair) for pair in pairs]))
+    text = f"rows of the two cameras differ by {rows:.2f} pixels at a width of {survey.size[1]}"
+    expected = f"less than {ROWS * survey.size[1]:.1f}"
+    if rows < ROWS * survey.size[1]:
+        return ok(CHECK, text, expected)
+    if abs(slope) > 0.5 * ROWS:
+        text += f", turned against each other by {np.degrees(np.arctan(slope)):.2f} degrees"
+    return problem(CHECK, "unrectified_stereo", f"the pair is not rectified: {text}", expected, "rectify it")
+
+
+def row_slope(pair: Pair) -> float:
+    """How fast the difference in rows grows from left to right."""
+    x, difference = pair.matches.one[:, 0], (pair.matches.other - pair.matches.one)[:, 1]
+    return float(np.polyfit(x, difference, 1)[0])

@@ -1,0 +1,95 @@
+"""Look at the data before a training: in words, with pictures, within two minutes.
+
+python -m featdepth.doctor --config configs/kitti.yaml [key=value ...] [--out DIR] [--samples N]
+
+Exit code 0: no problem found; 1: problems found; 2: the configuration or the data cannot be used at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from featdepth.config import load_config, parse_arguments
+from featdepth.diagnosis.cost import check_cost
+from featdepth.diagnosis.findings import PROBLEM, WARNING, Finding, faults_of
+from featdepth.diagnosis.focal_length import check_focal_length
+from featdepth.diagnosis.ground_truth import check_ground_truth
+from featdepth.diagnosis.leakage import check_leakage
+from featdepth.diagnosis.movement import check_exposure, check_motion
+from featdepth.diagnosis.order import check_order
+from featdepth.diagnosis.pictures import draw_pictures
+from featdepth.diagnosis.plausibility import check_plausibility
+from featdepth.diagnosis.stereo import check_stereo
+from featdepth.diagnosis.survey import Survey
+from featdepth.diagnosis.times import check_files, check_neighbours, check_parts, check_times
+from featdepth.errors import InputError, run_program
+from featdepth.files import write_text
+
+SAMPLES = 24
+# In this order: some checks mean nothing after the faults that others found.
+CHECKS = (
+    check_parts,
+    check_leakage,
+    check_neighbours,
+    check_times,
+    check_order,
+    check_motion,
+    check_exposure,
+    check_plausibility,
+    check_focal_length,
+    check_stereo,
+    check_ground_truth,
+    check_files,
+)
+
+
+def main() -> None:
+    started = time.perf_counter()
+    arguments = parse_arguments(None, __doc__, add_options)
+    if arguments.samples < 1:
+        raise InputError(f"--samples {arguments.samples}: has to be at least 1")
+    config = load_config(arguments.config, arguments.overrides, training=False)
+    out = Path(arguments.out or f"{config.run.directory}_doctor")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose another --out")
+
+    survey = Survey(config, arguments.samples)
+    findings = []
+    for finding in examine(survey):
+        findings.append(finding)
+        print(finding.line(), flush=True)
+    pictures = draw_pictures(survey, out)
+    for finding in check_cost(survey):
+        findings.append(finding)
+        print(finding.line(), flush=True)
+
+    problems, warnings = (sum(finding.level == level for finding in findings) for level in (PROBLEM, WARNING))
+    seconds = time.perf_counter() - started
+    record = {"problems": problems, "warnings": warnings, "seconds": round(seconds, 1), "pictures": pictures}
+    record["findings"] = [finding.record() for finding in findings]
+    write_text(out / "report.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(f"{problems} problems, {warnings} warnings in {seconds:.0f} s; pictures and report.json in {out}")
+    sys.exit(1 if problems else 0)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", help="where pictures and report.json go (default: <run>_doctor)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, metavar="N", help="target frames that are looked at")
+
+
+def examine(survey: Survey) -> Iterator[Finding]:
+    """The findings of all checks of the data, each as soon as it is known."""
+    findings: list[Finding] = []
+    for check in CHECKS:
+        for finding in check(survey, faults_of(findings)):
+            findings.append(finding)
+            yield finding
+
+
+if __name__ == "__main__":
+    run_program(main)

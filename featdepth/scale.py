@@ -1,0 +1,25 @@
+"""Where a model's metres come from: what ties its unit of length to the world."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featdepth.config import Config
+
+STEREO = "stereo baseline"
+SPEED = "known speed"
+INHERITED = ", of the initial model"  # behind the initial model's own source
+GIVEN = "given, source unknown"
+CAMERA_HEIGHT = "the camera's height"  # at evaluation
+
+
+def scale_of_training(config: Config) -> str | None:
+    """What in a training with `config` knows metres; None: nothing, it can only keep those of `model.init`."""
+    sources = {STEREO: "s" in config.data.frames, SPEED: config.loss.velocity > 0}
+    return " and ".join(source for source, is_used in sources.items() if is_used) or None
+
+
+def describe_scale(source: str | None) -> str:
+    """The unit of a model's depth in words; `source`: where its metres come from, None: it has none."""
+    return "up to scale" if source is None else f"metres ({source})"
