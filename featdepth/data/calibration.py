@@ -5,6 +5,7 @@ The files count pixels from 1; everything that leaves this module counts from 0,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +21,35 @@ LARGEST_FILE = 1 << 20  # bytes; a calibration file has 4 KB
 LARGEST_NUMBER = 1e6  # pixels, metres and their products are far below
 
 
-class Calibration:
+class RectifiedCameras(ABC):
+    """Cameras whose 3x4 projections P = [K | p], pixels from 1, take the points of a common one (metres)."""
+
+    @abstractmethod
+    def projection(self, side: str) -> np.ndarray:
+        """The 3x4 projection P of the camera on a side ("l" or "r"), as the file has it.
+
+        Raises InputError where its K is not that of a pinhole camera: it could not be inverted.
+        """
+
+    def intrinsics(self, side: str) -> np.ndarray:
+        """The camera's 3x3 intrinsics at its native size, pixel centres at integers from 0."""
+        intrinsics = self.projection(side)[:, :3].copy()
+        intrinsics[:2, 2] -= 1
+        return intrinsics
+
+    def position(self, side: str) -> np.ndarray:
+        """Translation [3] (metres) of the common camera's points into this camera: K^-1 p of P = [K | p]."""
+        projection = self.projection(side)
+        return np.linalg.solve(projection[:, :3], projection[:, 3])
+
+    def offset(self, side: str, other: str) -> np.ndarray:
+        """other_from_side 4x4 (metres): a translation."""
+        pose = np.eye(4)
+        pose[:3, 3] = self.position(other) - self.position(side)
+        return pose
+
+
+class Calibration(RectifiedCameras):
     """One recording day's calibration. Rows are read when asked for, so that only the needed ones must exist."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -38,25 +67,10 @@ class Calibration:
         return int(height), int(width)
 
     def projection(self, side: str) -> np.ndarray:
-        """The camera's 3x4 projection P_rect as the file has it: pixels from 1, metres, from rectified camera 0.
-
-        Raises InputError where its K is not that of a pinhole camera: it could not be inverted.
-        """
         name = f"P_rect_{CAMERAS[side]}"
         projection = parse_row(self.camera_path, self.camera_rows, name, 12).reshape(3, 4)
         check_pinhole(self.camera_path, name, projection)
         return projection
-
-    def intrinsics(self, side: str) -> np.ndarray:
-        """The camera's 3x3 intrinsics at its native size, pixel centres at integers from 0."""
-        intrinsics = self.projection(side)[:, :3].copy()
-        intrinsics[:2, 2] -= 1
-        return intrinsics
-
-    def position(self, side: str) -> np.ndarray:
-        """Translation [3] (metres) of the rectified camera 0's points into this camera: K^-1 p of P_rect = [K | p]."""
-        projection = self.projection(side)
-        return np.linalg.solve(projection[:, :3], projection[:, 3])
 
     def stereo_pose(self, side: str) -> np.ndarray:
         """source_from_target 4x4 (metres) of a target on `side` and the other camera as its source.
@@ -66,9 +80,7 @@ class Calibration:
         other = "r" if side == "l" else "l"
         if not np.allclose(self.intrinsics(side), self.intrinsics(other), rtol=0, atol=1e-3):
             raise InputError(f"{self.camera_path}: P_rect_02 and P_rect_03 differ in K; a rectified pair shares it")
-        pose = np.eye(4)
-        pose[:3, 3] = self.position(other) - self.position(side)
-        return pose
+        return self.offset(side, other)
 
     def projection_of_scan(self, side: str) -> np.ndarray:
         """3x4 matrix P_rect · R_rect_00 · velo_to_cam: scanner coordinates (metres) to homogeneous pixels from 1."""

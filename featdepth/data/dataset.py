@@ -90,9 +90,9 @@ class FrameDataset(Dataset, ABC):
             self.cache = FrameCache(cache, self.size, config.data.cache_gb, config.data.crop)
 
     @classmethod
+    @abstractmethod
     def built_in_drives(cls, config: Config, part: str) -> Collection[str]:
         """Names, or patterns such as "val/*", of the drives of a part of a built-in split."""
-        raise NotImplementedError(f"{cls.__name__} has no split {config.data.split}")
 
     @abstractmethod
     def open_root(self, config: Config) -> None:

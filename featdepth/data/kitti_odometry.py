@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from featdepth.data.calibration import check_pinhole, parse_row, read_rows
+from featdepth.data.calibration import RectifiedCameras, check_pinhole, parse_row, read_rows
 from featdepth.data.dataset import Camera
 from featdepth.data.ground_truth import cached_lidar_depth, writable_cache_folder
 from featdepth.data.images import image_size
@@ -83,7 +83,7 @@ class KittiOdometry(SequenceDataset):
         return Recording(
             images,
             {side: Camera(calibration.size(side), calibration.intrinsics(side)) for side in images},
-            calibration.right_from_left() if len(images) == 2 else None,
+            calibration.offset("l", "r") if len(images) == 2 else None,
             list_frames(folder / "velodyne", SCAN_NAME),
         )
 
@@ -132,7 +132,7 @@ def raw_name(recording: str) -> str:
     return f"{RAW_DRIVES[sequence]} {first}-{last}"
 
 
-class OdometryCalibration:
+class OdometryCalibration(RectifiedCameras):
     """A sequence's `calib.txt`; as in all of KITTI its pixels count from 1."""
 
     def __init__(self, folder: Path, numbers: dict[str, int], size: tuple[int, int]) -> None:
@@ -148,28 +148,10 @@ class OdometryCalibration:
         return self.image_size
 
     def projection(self, side: str) -> np.ndarray:
-        """3x4 projection as the file has it: pixels from 1, metres, from camera 0."""
         name = f"P{self.numbers[side]}"
         projection = parse_row(self.path, self.rows, name, 12).reshape(3, 4)
         check_pinhole(self.path, name, projection)
         return projection
-
-    def intrinsics(self, side: str) -> np.ndarray:
-        """3x3 intrinsics, pixel centres at integers from 0."""
-        intrinsics = self.projection(side)[:, :3].copy()
-        intrinsics[:2, 2] -= 1
-        return intrinsics
-
-    def position(self, side: str) -> np.ndarray:
-        """Translation [3] (metres) of camera 0's points into this camera."""
-        projection = self.projection(side)
-        return np.linalg.solve(projection[:, :3], projection[:, 3])
-
-    def right_from_left(self) -> np.ndarray:
-        """4x4, metres."""
-        pose = np.eye(4)
-        pose[:3, 3] = self.position("r") - self.position("l")
-        return pose
 
     def projection_of_scan(self, side: str) -> np.ndarray:
         """3x4 matrix P · Tr: scanner coordinates (metres) to homogeneous pixels from 1."""
