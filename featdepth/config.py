@@ -82,6 +82,7 @@ class Model:
     square_pixels: bool = True  # learned intrinsics have one focal length; false: one for each direction
     min_depth: float = 0.1  # network units
     max_depth: float = 100.0  # network units
+    initial_depth: float | None = None  # network units, of everything before training; null: twice min_depth
     metres_per_unit: float | None = 36.0  # metres in one network unit, where training has some; null: up to scale
 
 

@@ -286,6 +286,9 @@ def check_model(config: Config, training: bool) -> Problems:
     model = config.model
     if model.min_depth >= model.max_depth:
         yield "model.min_depth", f"is {model.min_depth}, it must be below model.max_depth ({model.max_depth})"
+    elif model.initial_depth is not None and not model.min_depth < model.initial_depth < model.max_depth:
+        between = f"model.min_depth ({model.min_depth}) and model.max_depth ({model.max_depth})"
+        yield "model.initial_depth", f"is {model.initial_depth}, it must lie between {between}"
     if training and model.objective == "feature_metric" and not model.feature_encoder:
         yield (
             "model.objective",

@@ -269,12 +269,22 @@ class TestConfiguration:
             (["data.frames=[0,s]", "model.metres_per_unit=36.0"], "model.intrinsics is learned, from frames of other"),
             (["data.field_of_view=200"], "data.field_of_view is 200.0, it must be from 1 to 170"),
             (["data.intrinsics=fixed"], "data.field_of_view is set, and data.intrinsics fixed too"),
+            (["model.initial_depth=0.1"], r"model.initial_depth is 0.1, it must lie between model.min_depth \(0.1\)"),
+            (["model.initial_depth=100"], "model.initial_depth is 100.0, it must lie between"),
             (["model.intrinsics=guessed"], "expected one of given, learned"),
         ],
     )
     def test_what_cannot_be_learned_is_refused(self, street: Path, config_file: Path, overrides, message: str):
         with pytest.raises(InputError, match=message):
             street_config(street, config_file, *overrides)
+
+
+def test_an_untrained_model_says_about_the_initial_depth():
+    config = tiny_config("photometric", FRAMES, metres_per_unit=None, initial_depth=2.0)
+    prediction = build_model(config)(tiny_batch(config))
+    for disparity in prediction.disparities:
+        depth = geometry.disparity_to_depth(disparity, config.model.min_depth, config.model.max_depth)
+        assert depth.median().item() == pytest.approx(2, rel=0.3)
 
 
 def learned_model(**settings: object) -> FeatDepth:

@@ -29,6 +29,8 @@ def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) 
         for network in model.children():
             if isinstance(network, ResNetEncoder):
                 load_imagenet(network, settings.pretrained)
+    if model.has_depth and settings.initial_depth is not None:
+        model.depth_decoder.start_from(model.to_disparity(settings.initial_depth))
     if settings.feature_encoder is not None:
         _load_feature_encoder(model, settings.feature_encoder)
     if settings.init is not None:

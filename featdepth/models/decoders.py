@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -110,6 +112,11 @@ class DepthDecoder(Segmented):
             )
             for level in (1, 2, 3, 4)
         )
+
+    def start_from(self, disparity: float) -> None:
+        """Let an untrained decoder say about this disparity (in (0, 1)) of everything."""
+        for level in self.levels:
+            nn.init.constant_(level.disparity.bias, math.log(disparity / (1 - disparity)))
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, ...]:
         """Disparities `[B, 1, H/2, W/2]` .. `[B, 1, H/16, W/16]` in (0, 1), finest first."""

@@ -204,6 +204,11 @@ class FeatDepth(nn.Module):
         """Depth in network units of a sigmoid disparity, with the model's own range."""
         return geometry.disparity_to_depth(disparity, self.settings.min_depth, self.settings.max_depth)
 
+    def to_disparity(self, depth: float) -> float:
+        """The sigmoid disparity of a depth in network units: the inverse of `to_depth`."""
+        nearest, farthest = 1 / self.settings.min_depth, 1 / self.settings.max_depth
+        return (1 / depth - farthest) / (nearest - farthest)
+
     def follow_cameras(self, batch: dict[str, Tensor], prediction: Prediction) -> None:
         """Take a forward pass of training into the statistics of learned intrinsics; nothing where there are none."""
         if self.cameras is not None:
