@@ -120,7 +120,7 @@ def test_a_batch_has_a_row_for_each_image_without_its_padding() -> None:
     sizes = torch.tensor([[30, 60], [30, 40]])
     inverse = torch.full((2, 1, 30, 60), 1 / 12.0)
     inverse[0, 0, :, 30:] = 1 / 6.0
-    moving = [None, torch.zeros(30, 40, dtype=torch.bool)]
+    moving = [None, np.zeros((30, 40), dtype=bool)]
     rows = score_details(inverse, truth, sizes, INTRINSICS.expand(2, 3, 3), moving, crop="none")
     assert rows.shape == (2, 2 * len(DETAILS))
     assert value_of(rows[0], "edges/accuracy")[0] == 0 and value_of(rows[0], "points within 0.1 m/fscore")[0] == 1
