@@ -55,8 +55,8 @@ def score_details(
 
     inverse_depth: predicted 1/depth `[B, 1, h, w]`; depth `[B, H, W]`, depth_size `[B, 2]` as the data set gives them;
     intrinsics: `[B, 3, 3]` at the size of the predictions; moving: of each image what the data set's `moving_mask`
-    gives, bool `[H, W]` or None for unknown; crop, cap and scale as for `metrics.depth.score_batch`, but where the scale
-    is None predictions are scaled by the ratio of medians.
+    gives, bool `[H, W]` or None for unknown; crop, cap and scale as for `metrics.depth.score_batch`, but where the
+    scale is None predictions are scaled by the ratio of medians.
     """
     rows, size = [], tuple(inverse_depth.shape[-2:])
     for index, (height, width) in enumerate(depth_size.tolist()):
