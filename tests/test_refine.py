@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import call_program, succeeded
 from tiny_models import HEIGHT, STEREO_METRES, WIDTH, tiny_batch, tiny_config, tiny_intrinsics, tiny_model
 from torch import Tensor
 
+import train
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
 from featdepth.data.splits import Sample
@@ -217,3 +219,18 @@ def test_the_other_look_changes_colours_and_camera_height_but_no_scene():
     assert np.abs(default.image(0, 2).astype(int) - other.image(0, 2)).mean() > 20
     with pytest.raises(InputError, match="--look pretty: has to be one of default, other"):
         Street(look="pretty")
+
+
+def test_a_transductive_run_says_so_in_its_model_and_on_its_card(
+    street: Path, config_file: Path, finished_run: Path, tmp_path: Path
+):
+    lists = f"data.train_files={street}/splits/test_files.txt"
+    options = [lists, f"model.init={finished_run}/model", f"run.directory={tmp_path / 'run'}", "train.max_steps=1"]
+    line = call_program(train.main, "--config", config_file, *options).error_line()
+    assert "share drives" in line and "allow_leakage" in line
+    result = call_program(train.main, "--config", config_file, *options, "data.allow_leakage=true")
+    assert "CONTAMINATED: trained on drives of another part" in succeeded(result).out
+    record = FeatDepth.from_pretrained(tmp_path / "run" / "model").training_record
+    assert record["transductive"] and len(record["contaminated"]) == 1
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert card.index("CONTAMINATED") < card.index("TRANSDUCTIVE") < card.index("## Use")
