@@ -51,7 +51,8 @@ def main() -> None:
     model = FeatDepth.from_pretrained(arguments.checkpoint).to(device)
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.data or Path(folder) / "drives"
-        write_street(root, arguments.drives, arguments.frames, seed=arguments.seed, look=arguments.look)
+        options = {name: getattr(arguments, name) for name in ("drives", "frames", "seed", "look")}
+        write_street(root, **options)
         print(measure.heading(COLUMNS))
         result["rows"] = {}
         for name, frames in CAMERAS.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import call_program, succeeded
+from conftest import REPOSITORY, call_program, succeeded
 from tiny_models import HEIGHT, STEREO_METRES, WIDTH, tiny_batch, tiny_config, tiny_intrinsics, tiny_model
 from torch import Tensor
 
@@ -234,3 +236,18 @@ def test_a_transductive_run_says_so_in_its_model_and_on_its_card(
     assert record["transductive"] and len(record["contaminated"]) == 1
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert card.index("CONTAMINATED") < card.index("TRANSDUCTIVE") < card.index("## Use")
+
+
+def test_the_benchmark_compares_one_camera_and_two(street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    module = import_module("refinement")
+    monkeypatch.setattr(module, "write_street", lambda out, **options: Path(out).symlink_to(street))
+    tiny_model(tiny_config("photometric", metres_per_unit=36.0)).save_pretrained(tmp_path / "model")
+    options = ["--checkpoint", tmp_path / "model", "--frames", 4, "--json", tmp_path / "figures.json", "--cpu"]
+    result = succeeded(call_program(module.main, *options))
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert list(rows) == ["one camera, without", "one camera, with", "stereo, without", "stereo, with"]
+    assert all(name in result.out for name in rows)
+    assert rows["one camera, without"]["median_scaled"] == rows["stereo, without"]["median_scaled"]
+    assert rows["stereo, with"]["fixed_scale"] != rows["stereo, without"]["fixed_scale"]
+    assert 0 <= rows["stereo, with"]["wins"] <= 6
