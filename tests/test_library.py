@@ -262,6 +262,7 @@ def test_the_synthetic_street_is_not_taken_for_kitti():
     street = {"kinds": ["kitti_raw"], "drives": ["2031_09_26/2031_09_26_drive_0001_sync"]}
     assert kinds_of_data(street) == ["synthetic"]
     mixed = {**street, "drives": [*street["drives"], "2011_09_26/2011_09_26_drive_0001_sync"]}
+    assert kinds_of_data({"drives": street["drives"]}) == ["synthetic"]
     assert kinds_of_data(mixed) == ["kitti_raw"] and kinds_of_data({}) == []
 
 

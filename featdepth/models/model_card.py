@@ -95,7 +95,7 @@ def kinds_of_data(record: dict) -> list[str]:
     """What the model was trained on, as keys of `DATA` where they are known there."""
     kinds = set(record.get("kinds", []))
     if record.get("drives") and all(SYNTHETIC.match(drive) for drive in record["drives"]):
-        kinds = {"synthetic" if kind == "kitti_raw" else kind for kind in kinds}
+        kinds = kinds - {"kitti_raw"} | {"synthetic"}
     return sorted(kinds)
 
 
