@@ -73,6 +73,8 @@ class TestEvaluation:
         for alignment in ALIGNMENTS:
             assert score[alignment]["alignment"] == alignment and score[alignment]["ate_rmse_m"] > 0
             assert result["mean"][alignment]["ate_rmse_m"] == score[alignment]["ate_rmse_m"]
+        assert set(score["straight_ahead"]) == {"ate_5_frames", "scale", "7dof"}
+        assert result["mean"]["straight_ahead"]["7dof"]["rpe_rotation_deg"] > 0
         expected = [f"{FILE}.kitti.txt", f"{FILE}.tum.txt", f"{FILE}_truth.kitti.txt", *PLOTS]
         assert sorted(path.name for path in (out / "odometry").iterdir()) == sorted(expected)
         for name in PLOTS:
@@ -91,8 +93,10 @@ class TestEvaluation:
 
     def test_the_table_states_the_alignment_of_each_line(self, evaluated: tuple[Result, Path]) -> None:
         result, out = evaluated
-        rows = {line.split()[0]: line.split()[1:] for line in result.out.splitlines() if line.startswith("  ")}
+        model, trivial = result.out.split("  straight ahead at constant speed, without any image:\n")
+        rows = {line.split()[0]: line.split()[1:] for line in model.splitlines() if line.startswith("  ")}
         [score] = read_result(out)["sequences"]
+        assert f"{score['straight_ahead']['7dof']['ate_rmse_m']:.3f}" in trivial
         for alignment in ALIGNMENTS:
             scale, ate, t_rel, r_rel, metres, degrees = rows[alignment]
             assert (t_rel, r_rel) == ("-", "-")
