@@ -161,6 +161,18 @@ class TestEvaluation:
         listed.write_text(f"{drive} 0 l\n{drive} 5 l\n")
         assert [pair.frame for pair in open_sequences(config).samples] == [0, 3, 4, 5]
 
+    def test_an_unreadable_frame_ends_a_sequence_on_request(
+        self, street_copy: Path, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        damaged = street_copy / NAME.split()[0] / "image_02" / "data" / "0000000003.png"
+        damaged.write_bytes(damaged.read_bytes()[:500])
+        config_file = street_copy.parent / "tiny.yaml"
+        assert damaged.name in evaluate_here(config_file, checkpoint, tmp_path / "out").error_line()
+        succeeded(evaluate_here(config_file, checkpoint, tmp_path / "out", "data.skip_bad_frames=true"))
+        result = read_result(tmp_path / "out")
+        assert [score["frames"] for score in result["sequences"]] == [3, 3] and result["skipped_pairs"] == 2
+        assert [score["first_frame"] for score in result["sequences"]] == [0, 4]
+
     def test_what_cannot_be_scored_is_refused(
         self, street_copy: Path, checkpoint: Path, tmp_path: Path, config_file: Path
     ) -> None:
