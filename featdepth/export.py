@@ -1,7 +1,7 @@
 """Write a trained depth network as one file that runs without this package.
 
 python -m featdepth.export --checkpoint DIR_OR_HUB_ID --out FILE [--format onnx|torch] [--size H W | --dynamic-size]
-    [--precision float32|float16] [--int8 --calibration FOLDER] [--overwrite]
+    [--precision float32|float16] [--int8 --calibration FOLDER [--keep-float heads|decoder]] [--overwrite]
 
 What the file takes: `image`, float32 RGB `[N, 3, H, W]` in [0, 1], any N. What it gives: `depth`, float32
 `[N, 1, H, W]`: exactly `FeatDepth.predict_depth`, the resizing to the model's own size and back included. The file is
@@ -33,7 +33,7 @@ from featdepth.errors import InputError, complain, run_program
 from featdepth.geometry import disparity_to_depth
 from featdepth.models import FeatDepth
 from featdepth.models.featdepth import normalise
-from featdepth.quantise import load_calibration, quantise
+from featdepth.quantise import KEPT_FLOAT, load_calibration, quantise
 from featdepth.run import versions
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -90,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--precision", choices=tuple(PRECISIONS), default="float32", help="of the network; input and output: float32")
     add("--int8", action="store_true", help="quantise the network for CPUs")
     add("--calibration", type=Path, metavar="FOLDER", help="images like those to come, for --int8")
+    add("--keep-float", choices=tuple(KEPT_FLOAT), help="with --int8: the last layers (default), or all of the decoder")
     add("--overwrite", action="store_true", help="replace FILE where it exists")
     arguments = parser.parse_args()
     arguments.format = arguments.format or ("onnx" if arguments.out.suffix == ".onnx" else "torch")
@@ -102,6 +103,8 @@ def check_options(arguments: argparse.Namespace) -> None:
     """Raise InputError for options that do not go together."""
     if arguments.int8 != (arguments.calibration is not None):
         raise InputError("--int8 and --calibration FOLDER go together: the images tell which ranges to quantise")
+    if arguments.keep_float and not arguments.int8:
+        raise InputError("--keep-float: goes with --int8")
     if arguments.int8 and arguments.precision != "float32":
         raise InputError("--int8: quantises the float32 network; leave out --precision")
     if arguments.size and not all(1 <= side <= LARGEST_SIDE for side in arguments.size):
@@ -166,7 +169,7 @@ class DepthProgram(nn.Module):
 def network_of(model: FeatDepth, arguments: argparse.Namespace, images: Tensor | None) -> nn.Module:
     """What takes normalised images to the finest disparity, in the form asked for."""
     if arguments.int8:
-        return quantise(model, images, as_reference=arguments.format == "onnx")
+        return quantise(model, images, arguments.format == "onnx", arguments.keep_float or "heads")
     return DepthNetwork(model, PRECISIONS[arguments.precision])
 
 
@@ -183,7 +186,7 @@ def describe(model: FeatDepth, arguments: argparse.Namespace, size: tuple[int, i
         "min_depth": f"{model.settings.min_depth * (unit or 1.0):g}",
         "max_depth": f"{model.settings.max_depth * (unit or 1.0):g}",
         "network_size": seen,
-        "precision": "int8" if arguments.int8 else arguments.precision,
+        "precision": f"int8, float {arguments.keep_float or 'heads'}" if arguments.int8 else arguments.precision,
         "versions": "; ".join(versions()),
     }
 

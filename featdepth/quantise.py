@@ -24,7 +24,8 @@ from featdepth.models.decoders import DepthDecoder, DepthLevel
 from featdepth.models.featdepth import normalise
 
 MOST_IMAGES = 32  # for calibration, evenly spaced in the folder; more change the ranges little
-HEADS = "disparity"  # name, in each level, of the convolution that stays float
+# What may stay float, as names of layers: the convolutions that predict disparity, or the whole decoder with them.
+KEPT_FLOAT = {"heads": [f"levels.{level}.disparity.1" for level in range(4)], "decoder": ["levels"]}
 
 
 class PlainDepthNetwork(nn.Module):
@@ -48,19 +49,30 @@ class PlainDepthNetwork(nn.Module):
 
 
 class PlainLevel(nn.Module):
-    """`DepthLevel` with its upsampling, padding and convolutions one by one."""
+    """`DepthLevel` with its upsampling, padding and convolutions one by one.
+
+    `join` is a sum of one convolution for each of its inputs: quantised side by side they would share one range, in
+    which disparities, far smaller than features, are nothing.
+    """
 
     def __init__(self, level: DepthLevel) -> None:
         super().__init__()
         self.reduce, self.pointwise = level.reduce, level.pooling.pointwise
-        self.join, self.merge, self.disparity = map(padded, (level.join, level.merge, level.disparity))
+        self.merge, self.disparity = (
+            padded(level.merge.weight, level.merge.bias),
+            padded(level.disparity.weight, level.disparity.bias),
+        )
+        joined, reduced = level.join.weight, level.reduce.out_channels
+        self.join_reduced = padded(joined[:, :reduced], level.join.bias)
+        if joined.shape[1] > reduced:
+            self.join_features, self.join_disparity = padded(joined[:, reduced:-1]), padded(joined[:, -1:])
 
     def forward(self, feature: Tensor, coarser: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """As `DepthLevel.forward`."""
-        features = self.reduce(feature)
+        features = self.join_reduced(self.reduce(feature))
         if coarser is not None:
-            features = torch.cat([features, doubled(coarser[0]), coarser[1]], dim=1)
-        features = functional.leaky_relu(self.join(features), 0.01)
+            features = features + self.join_features(doubled(coarser[0])) + self.join_disparity(coarser[1])
+        features = functional.leaky_relu(features, 0.01)
         top = features
         for convolution in self.pointwise:
             top = convolution(functional.max_pool2d(top, 5, stride=1, padding=2))
@@ -69,11 +81,14 @@ class PlainLevel(nn.Module):
         return features, self.disparity(doubled(features)).sigmoid()
 
 
-def padded(convolution: nn.Conv2d) -> nn.Sequential:
+def padded(weight: Tensor, bias: Tensor | None = None) -> nn.Sequential:
     """A reflected 3x3 convolution as two layers: the quantised reference form knows of no padding but zeros."""
-    bare = nn.Conv2d(convolution.in_channels, convolution.out_channels, convolution.kernel_size)
-    bare.weight, bare.bias = convolution.weight, convolution.bias
-    return nn.Sequential(nn.ReflectionPad2d(1), bare)
+    outputs, inputs = weight.shape[:2]
+    convolution = nn.Conv2d(inputs, outputs, weight.shape[2:], bias=bias is not None)
+    convolution.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        convolution.bias = nn.Parameter(bias.detach().clone())
+    return nn.Sequential(nn.ReflectionPad2d(1), convolution)
 
 
 def doubled(features: Tensor) -> Tensor:
@@ -93,22 +108,22 @@ def load_calibration(folder: Path, model: FeatDepth) -> Tensor:
 
 
 @torch.no_grad()
-def quantise(model: FeatDepth, images: Tensor, as_reference: bool, float_heads: bool = True) -> nn.Module:
+def quantise(model: FeatDepth, images: Tensor, as_reference: bool, keep_float: str = "heads") -> nn.Module:
     """The depth network of `model` in int8: normalised images `[B, 3, H, W]` -> finest disparity `[B, 1, H/2, W/2]`.
 
     images: `[N, 3, H, W]` in [0, 1], to learn the ranges of activations from; as_reference: integers simulated by float
     operations between quantise and dequantise, which is what exporters read, instead of torch's own CPU kernels;
-    float_heads: leave the convolutions that predict disparity in float. `model` stays as it is. Raises InputError
-    where this torch has no such tools.
+    keep_float: a key of KEPT_FLOAT. `model` stays as it is. Raises InputError where this torch has no such tools.
     """
     with quantisation_tools() as (get_default_qconfig_mapping, quantize_fx):
         torch.backends.quantized.engine = engine = engine_here()
         network = PlainDepthNetwork(copy.deepcopy(model.depth_encoder), copy.deepcopy(model.depth_decoder)).eval()
         network = network.to(memory_format=torch.channels_last)
         mapping = get_default_qconfig_mapping(engine)
-        if float_heads:
-            for number in range(len(network.levels)):
-                mapping.set_module_name(f"levels.{number}.{HEADS}.1", None)
+        for name in KEPT_FLOAT[keep_float]:
+            mapping.set_module_name(name, None)
+        # torch would round every sigmoid to steps of 1/256: at disparity 0.05 that is 8 % of the depth.
+        mapping.set_object_type("sigmoid", None)
         observed = quantize_fx.prepare_fx(network, mapping, (normalise(images[:1]),))
         for image in images.split(1):
             observed(normalise(image))
