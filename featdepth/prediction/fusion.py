@@ -134,9 +134,9 @@ def aligned(views: Iterable[Seen], align: bool) -> Iterator[Seen]:
 def scale_ratio(previous: Seen, view: Seen) -> float:
     """What the depth of `view` has to be multiplied by to agree with that of the view before it; 1 where unknown.
 
-    A point at depth z, after the turn of the camera and before its motion t along the axis, is seen by `view` at a depth
-    of z (1 + g t / z) / ratio. The true length g of the motion, in units of t, is fitted too: taken for granted, a motion
-    that is 10 % wrong would change the scale a little at each view, always in the same direction.
+    A point at depth z, after the turn of the camera and before its motion t along the axis, is seen by `view` at a
+    depth of z (1 + g t / z) / ratio. The true length g of the motion, in units of t, is fitted too: taken for granted,
+    a motion that is 10 % wrong would change the scale a little at each view, always in the same direction.
     """
     step = max(1, previous.points.shape[2] // MOST_RATIOS)
     points = previous.points[:, :, ::step]
