@@ -92,7 +92,7 @@ function eye(cloud) {
   if (isAbove || (state.source === "fused" && state.view === "behind")) {
     // Between the cloud and where the camera was, so that both are in view.
     target = cloud.middle.map((value, axis) => 0.7 * value + 0.3 * centre[axis]);
-    distance = 1.3 * cloud.reach;
+    distance = cloud.reach;
   }
   if (state.source === "frame" && state.view === "behind") distance = 1.4 * range;
   distance /= state.zoom;
