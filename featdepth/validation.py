@@ -46,6 +46,31 @@ def gather_values(
     return torch.cat(rows)
 
 
+def gather_columns(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader,
+    columns: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Tensor] | None:
+    """`gather_values` of named columns: `columns(batch)` {name: `[B]` or `[B, K]`} -> CPU {name: `[N]` or `[N, K]`}."""
+    widths: dict[str, int | None] = {}
+
+    def values(batch: dict[str, Tensor]) -> Tensor:
+        found = columns(batch)
+        widths.update({name: column.shape[1] if column.ndim > 1 else None for name, column in found.items()})
+        return torch.cat([column.float().reshape(len(column), -1) for column in found.values()], dim=1)
+
+    table = gather_values(accelerator, model, loader, values, interrupted)
+    if table is None:
+        return None
+    parts = table.split([1 if width is None else width for width in widths.values()], dim=1)
+    return {
+        name: part[:, 0] if width is None else part
+        for (name, width), part in zip(widths.items(), parts, strict=True)
+    }
+
+
 def validate(
     accelerator: Accelerator,
     model: nn.Module,
@@ -63,28 +88,25 @@ def validate(
     """
     names: list[str] = []
 
-    def values(batch: dict[str, Tensor]) -> Tensor:
+    def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         prediction = model(batch)
         losses = losses_of(prediction, batch, config)
         names[:] = losses
-        columns = [torch.stack(list(losses.values()), dim=1)]
-        if with_depth:
-            scores = score_prediction(bare, prediction.disparities[0], batch, config, bare.settings.metres_per_unit)
-            columns += [scores.median_scaled, scores.fixed_scale, scores.pixels[:, None]]
-        return torch.cat([column.float() for column in columns], dim=1)
+        if not with_depth:
+            return losses
+        scores = score_prediction(bare, prediction.disparities[0], batch, config, bare.settings.metres_per_unit)
+        return {**losses, "median": scores.median_scaled, "fixed": scores.fixed_scale, "pixels": scores.pixels}
 
     bare: FeatDepth = bare_model(accelerator, model)
-    table = gather_values(accelerator, model, loader, values, interrupted)
+    table = gather_columns(accelerator, model, loader, columns, interrupted)
     if table is None:
         return None
-    table = table.double()
-    means = dict(zip(names, table[:, : len(names)].mean(0).tolist(), strict=True))
-    result = {"loss": sum(means.values()), **means, "samples": len(table)}
+    means = {name: float(table[name].double().mean()) for name in names}
+    result = {"loss": sum(means.values()), **means, "samples": len(table[names[0]])}
     if with_depth:
-        median_scaled, fixed_scale = table[:, len(names) : -1].split(len(METRICS), dim=1)
-        result |= mean_scores(median_scaled, table[:, -1]) or {}
+        result |= mean_scores(table["median"], table["pixels"]) or {}
         if bare.settings.metres_per_unit is not None:
-            metric = mean_scores(fixed_scale, table[:, -1]) or {}
+            metric = mean_scores(table["fixed"], table["pixels"]) or {}
             result |= {f"metric_{name}": value for name, value in metric.items()}
     return result
 
@@ -145,8 +167,10 @@ def ground_heights(model: FeatDepth, batch: dict[str, Tensor], config: Config) -
 
 def predict_disparity(model: FeatDepth, batch: dict[str, Tensor], config: Config) -> Tensor:
     """Sigmoid disparities `[B, 1, h, w]` of the batch's targets, with `evaluate.flip` also of their mirrored images."""
-    images = batch["images"][:, 0]
-    disparity = model.depth(images)[0]
-    if config.evaluate.flip:
-        disparity = flip_post_process(disparity, model.depth(images.flip(-1))[0].flip(-1))
-    return disparity
+    disparity = model.depth(batch["images"][:, 0])[0]
+    return blend_mirrored(model, batch, disparity) if config.evaluate.flip else disparity
+
+
+def blend_mirrored(model: FeatDepth, batch: dict[str, Tensor], disparity: Tensor) -> Tensor:
+    """`disparity` `[B, 1, h, w]` of the batch's targets blended with that of their mirrored images."""
+    return flip_post_process(disparity, model.depth(batch["images"][:, 0].flip(-1))[0].flip(-1))

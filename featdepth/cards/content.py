@@ -1,0 +1,210 @@
+"""The content of `card.json`: scores with their intervals, and everything that they depend on.
+
+A score is `{"mean", "images", "drives", "count"}`: the mean over `count` images and its 95 % intervals `[low, high]`
+over images and over drives; null where there is none (fewer than two drives) or where it is not finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from featdepth.config import Config
+from featdepth.data.splits import Sample, seen_again, source_name
+from featdepth.metrics.depth import METRICS
+from featdepth.metrics.intervals import Interval, mean_interval
+from featdepth.models import FeatDepth
+from featdepth.scale import describe_scale
+
+FORMAT = 1  # of card.json: raise it when a reader of the old one would misread the new one
+MODEL_SCALES = ("median_scaled", "fixed_scale")
+FLIPS = ("plain", "flip")  # without and with flip post-processing
+TRIVIAL = ("constant_depth", "pixel_median", "pixel_median_fixed_scale")
+HIGHER_IS_BETTER = {"a1", "a2", "a3"}
+EXTREMES = 10  # images with the largest and with the smallest error that are shown
+
+
+class Detail(NamedTuple):
+    """Scores of parts of the images, or of another kind than METRICS."""
+
+    title: str
+    note: str  # what is measured, in words
+    higher_is_better: bool
+    rows: dict[str, np.ndarray]  # `[N]` by name; NaN where an image has nothing to measure
+
+
+class Results(NamedTuple):
+    """What was measured of one model on N images."""
+
+    samples: list[Sample]
+    table: dict[str, np.ndarray]  # columns `[N]` or `[N, 8]` (METRICS) by name, see `score_images`
+    details: list[Detail]
+
+    @property
+    def drives(self) -> list[str]:
+        """Of each image."""
+        return [sample.drive for sample in self.samples]
+
+    def take(self, places: Sequence[int]) -> Results:
+        """Those of some of the images, in this order."""
+        details = [
+            detail._replace(rows={name: values[places] for name, values in detail.rows.items()})
+            for detail in self.details
+        ]
+        table = {name: values[places] for name, values in self.table.items()}
+        return Results([self.samples[place] for place in places], table, details)
+
+
+class Leakage(NamedTuple):
+    """What a model's own record says about the drives that it is tested on."""
+
+    training_drives: int | None  # how many drives the model remembers; None: it remembers none, nobody knows
+    shared: list[str]  # test drives that it was trained on
+    admitted: list[str]  # drives that its training shared with another part of its split
+
+    @property
+    def contaminated(self) -> list[str]:
+        """All drives that it must not know, sorted."""
+        return sorted({*self.shared, *self.admitted})
+
+    def describe(self) -> dict:
+        return {**self._asdict(), "contaminated": self.contaminated}
+
+
+def look_for_leakage(model: FeatDepth, tested: Sequence[str]) -> Leakage:
+    """Compare the recordings `tested` with those in the model's training record."""
+    seen = model.training_record.get("drives", [])
+    admitted = sorted(model.training_record.get("contaminated", []))
+    return Leakage(len(seen) or None, seen_again(seen, tested), admitted)
+
+
+def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) -> dict:
+    """What the model is and how it came to be, as far as its own record tells.
+
+    configuration: digest of its training's configuration but for the seed, equal for seeds of one configuration.
+    """
+    seed, configuration = (model.training_record.get(key) for key in ("seed", "configuration"))
+    return {
+        "checkpoint": checkpoint,
+        "objective": model.settings.objective,
+        "height": model.height,
+        "width": model.width,
+        "parameters": sum(tensor.numel() for tensor in model.parameters()),
+        "weights_sha256": weights_digest(model),
+        "depth": describe_scale(scale_source),
+        "seed": seed if type(seed) is int else None,
+        "configuration": configuration if isinstance(configuration, str) else None,
+        "training_versions": [str(each) for each in model.training_record.get("versions", [])],
+    }
+
+
+def weights_digest(model: FeatDepth) -> str:
+    """sha256 of names and values of all weights, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe_protocol(config: Config) -> dict:
+    """How predictions are compared with ground truth; `flip` says which of the two variants metrics.json holds."""
+    evaluate = config.evaluate
+    return {
+        "protocol": evaluate.protocol,
+        "crop": evaluate.crop,
+        "cap": evaluate.cap,
+        "flip": evaluate.flip,
+        "camera_height": evaluate.camera_height,
+    }
+
+
+def describe_data(config: Config, samples: Sequence[Sample], skipped: int) -> dict:
+    """Which images `samples` were scored; `skipped`: how many of the list could not be read."""
+    return {
+        "kind": config.data.kind,
+        "split": source_name(config, "test"),
+        "sha256": list_digest(samples),
+        "images": len(samples),
+        "drives": len({sample.drive for sample in samples}),
+        "skipped_images": skipped,
+    }
+
+
+def list_digest(samples: Sequence[Sample]) -> str:
+    """sha256 of the samples' lines `<drive> <frame> <l|r>`, sorted by their bytes, each ended by a newline.
+
+    `LC_ALL=C sort test_files.txt | sha256sum` gives the same for a list whose frames have no leading zeros.
+    """
+    lines = sorted(f"{sample}\n".encode() for sample in samples)
+    return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def depth_scores(results: Results) -> dict:
+    """`{predictor: {"plain" | "flip": {metric: score}}}` of the model, `{predictor: {metric: score}}` of the others.
+
+    None instead of `{metric: score}` for what there is not: no known scale, no training drive with ground truth.
+    """
+    table, drives = results.table, results.drives
+    scores: dict = {
+        name: {flip: column_scores(table[f"{name}.{flip}"], drives) for flip in FLIPS} for name in MODEL_SCALES
+    }
+    return scores | {name: column_scores(table[name], drives) for name in TRIVIAL}
+
+
+def column_scores(rows: np.ndarray, drives: Sequence[str]) -> dict | None:
+    """{metric: score} of rows `[N, 8]`; None where no image has any."""
+    if np.isnan(rows).all():
+        return None
+    return {metric: score(values, drives) for metric, values in zip(METRICS, rows.T, strict=True)}
+
+
+def score(values: np.ndarray, drives: Sequence[str], drop_missing: bool = False) -> dict:
+    """Mean of `values` `[N]` and its intervals over images and over drives."""
+    over_images = mean_interval(values, drop_missing=drop_missing)
+    over_drives = mean_interval(values, drives, drop_missing=drop_missing)
+    return {
+        "mean": number(over_images.mean),
+        "images": bounds(over_images),
+        "drives": bounds(over_drives),
+        "count": over_images.count,
+    }
+
+
+def describe_details(results: Results) -> list[dict]:
+    """The details of which any image has something to measure."""
+    described = []
+    for detail in results.details:
+        rows = [{"name": name, **score(values, results.drives, True)} for name, values in detail.rows.items()]
+        if rows := [row for row in rows if row["count"]]:
+            described.append({"title": detail.title, "note": detail.note, "rows": rows})
+    return described
+
+
+def bounds(interval: Interval) -> list[float] | None:
+    """Low and high; None where there is no interval."""
+    found = number(interval.low), number(interval.high)
+    return None if None in found else list(found)
+
+
+def number(value: float) -> float | None:
+    """A float as JSON has it: None where it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def extremes(values: np.ndarray, samples: Sequence[Sample], ranked_by: str) -> dict:
+    """The ten images with the largest `values` `[N]`, largest first, and the ten smallest others, smallest first.
+
+    What is not finite counts as largest. ranked_by: what the values are.
+    """
+    order = np.argsort(-np.where(np.isfinite(values), values, np.inf), kind="stable").tolist()
+    parts = {"worst": order[:EXTREMES], "best": order[EXTREMES:][-EXTREMES:][::-1]}
+    entries = {
+        name: [{"image": str(samples[place]), "value": number(values[place])} for place in places]
+        for name, places in parts.items()
+    }
+    return {"ranked_by": ranked_by, **entries}
