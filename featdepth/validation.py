@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config
-from featdepth.data import augment
+from featdepth.data import augment, build_dataset
 from featdepth.errors import InputError
 from featdepth.metrics.camera_height import ground_height
-from featdepth.metrics.depth import METRICS, flip_post_process, mean_scores, median, score_batch
+from featdepth.metrics.depth import flip_post_process, mean_scores, median, score_batch
+from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.run import bare_model
+
+MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 
 
 @torch.no_grad()
@@ -66,8 +69,7 @@ def gather_columns(
         return None
     parts = table.split([1 if width is None else width for width in widths.values()], dim=1)
     return {
-        name: part[:, 0] if width is None else part
-        for (name, width), part in zip(widths.items(), parts, strict=True)
+        name: part[:, 0] if width is None else part for (name, width), part in zip(widths.items(), parts, strict=True)
     }
 
 
@@ -109,6 +111,64 @@ def validate(
             metric = mean_scores(table["fixed"], table["pixels"]) or {}
             result |= {f"metric_{name}": value for name, value in metric.items()}
     return result
+
+
+@torch.no_grad()
+def score_images(
+    model: FeatDepth,
+    batch: dict[str, Tensor],
+    pixel_median: Tensor | None,
+    metres_per_unit: float | None,
+    config: Config,
+) -> dict[str, Tensor]:
+    """Columns for each image of a batch: METRICS `[B, 8]` of all predictors, `pixels`, `index` `[B]`.
+
+    Of the model `median_scaled.plain`, `fixed_scale.plain` and `ratio.plain` `[B]` without, and the same with `.flip`
+    with flip post-processing; of the predictors that look at no image `constant_depth`, `pixel_median`,
+    `pixel_median_fixed_scale`. pixel_median: `[h, w]` in metres, None: there is none; what cannot be scored is NaN.
+    """
+    columns = {}
+    plain = model.depth(batch["images"][:, 0])[0]
+    for flip, disparity in (("plain", plain), ("flip", blend_mirrored(model, batch, plain))):
+        scores = score_prediction(model, disparity, batch, config, metres_per_unit)
+        columns[f"median_scaled.{flip}"] = scores.median_scaled
+        columns[f"fixed_scale.{flip}"] = scores.fixed_scale
+        columns[f"ratio.{flip}"] = scores.ratio
+    constant = score_map(torch.ones(1, 1), batch, config)
+    columns["constant_depth"] = constant.median_scaled
+    missing = torch.full_like(constant.median_scaled, torch.nan)
+    trivial = None if pixel_median is None else score_map(1 / pixel_median, batch, config)
+    columns["pixel_median"] = missing if trivial is None else trivial.median_scaled
+    columns["pixel_median_fixed_scale"] = missing if trivial is None else trivial.fixed_scale
+    return {**columns, "pixels": scores.pixels, "index": batch["index"]}
+
+
+def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor | None, str]:
+    """Median depth (metres) at each place of the image over the training drives, and how it was made, in words.
+
+    None where the training part has no ground truth here; the words say why. Every process enters.
+    """
+    try:
+        dataset = build_dataset(config, "train", with_depth=True, frames=[0], require_depth=True)
+    except InputError as error:
+        return None, f"no per-pixel median: {error}"
+    stride = -(-len(dataset) // MOST_MEDIAN_FRAMES)
+    samples = dataset.samples[::stride]
+    histogram = sum(
+        (
+            depth_histogram(dataset.load_depth(sample))
+            for sample in samples[accelerator.process_index :: accelerator.num_processes]
+        ),
+        start=torch.zeros(*GRID, BINS),
+    )
+    histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
+    return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
+
+
+def score_map(inverse_depth: Tensor, batch: dict[str, Tensor], config: Config):
+    """`DepthScores` of one map `[h, w]` for every image of the batch."""
+    maps = inverse_depth.to(batch["depth"].device).expand(len(batch["depth"]), 1, *inverse_depth.shape)
+    return score_batch(maps, batch["depth"], batch["depth_size"], config.evaluate.crop, config.evaluate.cap)
 
 
 def score_prediction(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from featdepth.config import Config
 from featdepth.data.splits import Sample, seen_again, source_name
@@ -22,6 +23,7 @@ from featdepth.scale import describe_scale
 
 FORMAT = 1  # of card.json: raise it when a reader of the old one would misread the new one
 MODEL_SCALES = ("median_scaled", "fixed_scale")
+SCALE_TITLES = {"median_scaled": "median-scaled", "fixed_scale": "fixed scale (metres)"}
 FLIPS = ("plain", "flip")  # without and with flip post-processing
 TRIVIAL = ("constant_depth", "pixel_median", "pixel_median_fixed_scale")
 HIGHER_IS_BETTER = {"a1", "a2", "a3"}
@@ -48,6 +50,12 @@ class Results(NamedTuple):
     def drives(self) -> list[str]:
         """Of each image."""
         return [sample.drive for sample in self.samples]
+
+    @classmethod
+    def of(cls, columns: dict[str, Tensor], samples: Sequence[Sample]) -> Results:
+        """Columns with an `index` each among `samples`, as `gather_columns` gives them, by name of image."""
+        table = {name: values.double().numpy() for name, values in columns.items()}
+        return cls([samples[int(index)] for index in table.pop("index")], table, [])
 
     def take(self, places: Sequence[int]) -> Results:
         """Those of some of the images, in this order."""
@@ -111,8 +119,11 @@ def weights_digest(model: FeatDepth) -> str:
     return digest.hexdigest()
 
 
-def describe_protocol(config: Config) -> dict:
-    """How predictions are compared with ground truth; `flip` says which of the two variants metrics.json holds."""
+def describe_test(config: Config, samples: Sequence[Sample], skipped: int) -> dict:
+    """How predictions are scored, and on which images `samples`; `skipped`: how many of the list cannot be read.
+
+    flip: which of the two variants metrics.json has.
+    """
     evaluate = config.evaluate
     return {
         "protocol": evaluate.protocol,
@@ -120,12 +131,6 @@ def describe_protocol(config: Config) -> dict:
         "cap": evaluate.cap,
         "flip": evaluate.flip,
         "camera_height": evaluate.camera_height,
-    }
-
-
-def describe_data(config: Config, samples: Sequence[Sample], skipped: int) -> dict:
-    """Which images `samples` were scored; `skipped`: how many of the list could not be read."""
-    return {
         "kind": config.data.kind,
         "split": source_name(config, "test"),
         "sha256": list_digest(samples),
@@ -144,16 +149,50 @@ def list_digest(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-def depth_scores(results: Results) -> dict:
-    """`{predictor: {"plain" | "flip": {metric: score}}}` of the model, `{predictor: {metric: score}}` of the others.
+def metric_title(metric: str) -> str:
+    """Its name, and whether more or less of it is better."""
+    return f"{metric} {'↑' if metric in HIGHER_IS_BETTER else '↓'}"
 
-    None instead of `{metric: score}` for what there is not: no known scale, no training drive with ground truth.
+
+def headline(config: Config) -> str:
+    """The variant that the configuration asks for, "plain" or "flip": that of metrics.json."""
+    return "flip" if config.evaluate.flip else "plain"
+
+
+def describe_scores(results: Results, config: Config) -> dict:
+    """All scores, and the images with the largest and the smallest errors.
+
+    `scores` is `{predictor: {"plain" | "flip": {metric: score}}}` of the model, `{predictor: {metric: score}}` of the
+    others; None instead of `{metric: score}` for what there is not: a known scale, training drives with ground truth.
     """
     table, drives = results.table, results.drives
     scores: dict = {
         name: {flip: column_scores(table[f"{name}.{flip}"], drives) for flip in FLIPS} for name in MODEL_SCALES
     }
-    return scores | {name: column_scores(table[name], drives) for name in TRIVIAL}
+    scores |= {name: column_scores(table[name], drives) for name in TRIVIAL}
+    flip = headline(config)
+    ranked_by = "median_scaled" if scores["fixed_scale"][flip] is None else "fixed_scale"
+    return {
+        "scores": scores,
+        "scale_ratio": {flip: scale_ratio(table[f"ratio.{flip}"]) for flip in FLIPS},
+        "details": describe_details(results),
+        "extremes": extremes(
+            table[f"{ranked_by}.{flip}"][:, 0], results.samples, f"{METRICS[0]}, {SCALE_TITLES[ranked_by]}"
+        ),
+    }
+
+
+def describe_losses(results: Results) -> dict:
+    """The loss and its terms, and the images with the largest and the smallest loss; the table has the terms alone."""
+    loss = sum(results.table.values())
+    losses = {name: score(values, results.drives) for name, values in {"loss": loss, **results.table}.items()}
+    return {"losses": losses, "extremes": extremes(loss, results.samples, "loss")}
+
+
+def scale_ratio(ratios: np.ndarray) -> dict[str, float | None]:
+    """Median and relative spread of the ratios `[N]` of true and predicted depth."""
+    middle = np.median(ratios)
+    return {"median": number(middle), "std": number((ratios / middle).std())}
 
 
 def column_scores(rows: np.ndarray, drives: Sequence[str]) -> dict | None:

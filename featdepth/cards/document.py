@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from featdepth.cards.blocks import Alarm, Block, Facts, Figures, Heading, Notice, Table, Text, Title
-from featdepth.cards.content import FLIPS, MODEL_SCALES, TRIVIAL
+from featdepth.cards.content import FLIPS, SCALE_TITLES, TRIVIAL, metric_title
 from featdepth.metrics.depth import METRICS
 from featdepth.scale import CAMERA_HEIGHT
 
 FLIP_TITLES = {"plain": "without flip post-processing", "flip": "with flip post-processing"}
-SCALE_TITLES = {"median_scaled": "median-scaled", "fixed_scale": "fixed scale (metres)"}
 TRIVIAL_TITLES = {
     "constant_depth": "constant depth, median-scaled",
     "pixel_median": "per-pixel median, median-scaled",
     "pixel_median_fixed_scale": "per-pixel median, fixed scale",
 }
-HIGHER_IS_BETTER = {"a1", "a2", "a3"}
 BETTER = {"this": "this model", "other": "the other", "undecided": "undecided"}
 NOTHING = "–"
 NO_SEEDS = (
-    "The 95 % intervals tell how much the means would change with other test images or other test drives. Images of one "
-    "drive resemble each other, so the interval over drives is the one to trust. Intervals over images do not contain "
+    "The 95 % intervals tell how much the means would change with other test images or other test drives. Images of "
+    "one drive resemble each other, so the interval over drives is the one to trust. Intervals over images do not contain "
     "the spread over training seeds, nor do intervals over drives: the same configuration trained with another seed "
     "may score outside of both. evaluate.py --cards, given the cards of several seeds, shows that spread."
 )
@@ -58,11 +56,13 @@ def leakage(found: dict, subject: str) -> Iterator[Block]:
         )
     if found["training_drives"] is None:
         yield Notice(
-            f"Leakage unknown: {subject} has no record of the drives that it was trained on, so that nothing here shows "
-            "that it has not seen the test drives."
+            f"Leakage unknown: {subject} has no record of the drives that it was trained on; nothing here shows that it "
+            "has not seen the test drives."
         )
     elif not found["contaminated"]:
-        yield Text(f"Leakage check of {subject}: no test drive is among its {found['training_drives']} training drives.")
+        yield Text(
+            f"Leakage check of {subject}: no test drive is among its {found['training_drives']} training drives."
+        )
 
 
 def scores(card: dict) -> Iterator[Block]:
@@ -79,7 +79,9 @@ def scores(card: dict) -> Iterator[Block]:
     for flip in FLIPS:
         chosen = " (as in metrics.json)" if test["flip"] == (flip == "flip") else ""
         yield Heading(f"Scores {FLIP_TITLES[flip]}{chosen}")
-        yield score_table({SCALE_TITLES["median_scaled"]: found["median_scaled"][flip], fixed: found["fixed_scale"][flip]})
+        yield score_table(
+            {SCALE_TITLES["median_scaled"]: found["median_scaled"][flip], fixed: found["fixed_scale"][flip]}
+        )
         ratio = card["scale_ratio"][flip]
         yield Text(
             f"Scale ratio (true / predicted): median {figure(ratio['median'])}, relative spread {figure(ratio['std'])}."
@@ -113,10 +115,6 @@ def score_cells(score: dict | None) -> tuple[str, str, str]:
     return figure(score["mean"]), between(score["images"]), between(score["drives"])
 
 
-def metric_title(metric: str) -> str:
-    return f"{metric} {'↑' if metric in HIGHER_IS_BETTER else '↓'}"
-
-
 def figure(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4f}"
 
@@ -134,7 +132,8 @@ def comparison(against: dict) -> Iterator[Block]:
     yield Heading(f"Against {against['model']['checkpoint']}")
     yield Text(f"{count(against['images'], 'image')} of {count(against['drives'], 'drive')} that both have. {PAIRED}")
     for part in against["parts"]:
-        yield Heading(f"{part['title']}: which is better where" if part["is_detail"] else f"Against, {part['title']}")
+        title = SCALE_TITLES.get(part["name"], part["name"])
+        yield Heading(f"{title}: which is better where" if part["is_detail"] else f"Differences, {title}")
         rows = [
             (
                 row["name"],
@@ -157,7 +156,9 @@ def extremes(card: dict) -> Iterator[Block]:
         if found[name]:
             yield Heading(f"{title}, by {found['ranked_by']}")
             if card["kind"] == "depth":
-                yield Text("From left to right: the image, its disparity (near is bright), the relative error (white: 0.5).")
+                yield Text(
+                    "From left to right: the image, its disparity (near is bright), the relative error (white: 0.5)."
+                )
             yield Figures([(f"{figure(row['value'])}: {row['image']}", row["image"]) for row in found[name]])
 
 
@@ -190,5 +191,6 @@ def provenance(card: dict) -> Iterator[tuple[str, object]]:
     yield "test data", f"{test['kind']}, {test['split']}"
     yield "sha256 of the test list", test["sha256"]
     yield "skipped images", test["skipped_images"]
-    yield "per-pixel median", card["pixel_median_of"]
+    if card["kind"] == "depth":
+        yield "per-pixel median", card["pixel_median_of"]
     yield from (("evaluated with", line) for line in card["versions"])

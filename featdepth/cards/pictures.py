@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import default_collate
 
 from featdepth.config import Config
@@ -28,41 +27,39 @@ QUALITY = 80  # of the JPEG
 
 
 @torch.no_grad()
-def draw_images(
-    accelerator: Accelerator,
-    model: FeatDepth,
-    dataset: FrameDataset,
-    config: Config,
-    metres_per_unit: float | None,
-    indices: Sequence[int],
-) -> list[str]:
-    """A data URI for each of the samples: the image, its disparity (near is bright), and its errors if they are known.
+def draw_extremes(
+    model: FeatDepth, dataset: FrameDataset, config: Config, metres_per_unit: float | None, card: dict
+) -> dict[str, str]:
+    """A picture, as a data URI, of each of the card's worst and best images, by its name.
 
-    Errors |predicted - true| / true stand where the ground truth is, on the darkened image; 0.5 and more is white.
     metres_per_unit: None scales each image by its median.
     """
     model.eval()
-    pictures = []
-    for index in indices:
-        sample = default_collate([dataset[index]])
-        batch = augment({key: value.to(accelerator.device) for key, value in sample.items()})
-        disparity = predict_disparity(model, batch, config)[0]
-        height, width = batch["images"].shape[-2:]
-        size = round(height * min(WIDTH, width) / width), min(WIDTH, width)
-        image = torch.nn.functional.interpolate(batch["images"][:, 0], size, mode="bilinear", antialias=True)[0]
-        strip = [picture(image), colour_disparity(disparity, size)]
-        if "depth" in batch:
-            truth = batch["depth"][0, : batch["depth_size"][0, 0], : batch["depth_size"][0, 1]].cpu()
-            inverse = 1 / (model.to_depth(disparity)[0] * (metres_per_unit or 1.0)).cpu()
-            strip.append(paint_errors(strip[0], inverse, truth, metres_per_unit is None, config))
-        pictures.append(data_uri(np.concatenate(strip, axis=1)))
-    return pictures
+    numbers = {str(sample): index for index, sample in enumerate(dataset.samples)}
+    names = [entry["image"] for part in ("worst", "best") for entry in card["extremes"][part]]
+    return {name: data_uri(draw(model, dataset[numbers[name]], config, metres_per_unit)) for name in names}
+
+
+def draw(model: FeatDepth, sample: dict[str, Tensor], config: Config, metres_per_unit: float | None) -> np.ndarray:
+    """uint8 `[h, 3 w, 3]`: the image, its disparity (near is bright), and the errors of depth if they are known."""
+    device = next(model.parameters()).device
+    batch = augment({key: value.to(device) for key, value in default_collate([sample]).items()})
+    disparity = predict_disparity(model, batch, config)[0]
+    height, width = batch["images"].shape[-2:]
+    size = round(height * min(WIDTH, width) / width), min(WIDTH, width)
+    image = functional.interpolate(batch["images"][:, 0], size, mode="bilinear", antialias=True)[0]
+    strip = [picture(image), colour_disparity(disparity, size)]
+    if "depth" in batch:
+        truth = batch["depth"][0, : batch["depth_size"][0, 0], : batch["depth_size"][0, 1]].cpu()
+        inverse = 1 / (model.to_depth(disparity)[0] * (metres_per_unit or 1.0)).cpu()
+        strip.append(paint_errors(strip[0], inverse, truth, metres_per_unit is None, config))
+    return np.concatenate(strip, axis=1)
 
 
 def paint_errors(
     image: np.ndarray, inverse_depth: Tensor, truth: Tensor, median_scaled: bool, config: Config
 ) -> np.ndarray:
-    """uint8 `[h, w, 3]`: the darkened `image` under the relative errors of `inverse_depth` at the ground truth's pixels."""
+    """uint8 `[h, w, 3]`: the darkened `image` under the relative errors of `inverse_depth` where there is ground truth."""
     painted = image // 3
     mask = evaluation_mask(truth, config.evaluate.crop, config.evaluate.cap)
     if not mask.any():
