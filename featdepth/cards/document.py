@@ -19,9 +19,9 @@ BETTER = {"this": "this model", "other": "the other", "undecided": "undecided"}
 NOTHING = "–"
 NO_SEEDS = (
     "The 95 % intervals tell how much the means would change with other test images or other test drives. Images of "
-    "one drive resemble each other, so the interval over drives is the one to trust. Intervals over images do not contain "
-    "the spread over training seeds, nor do intervals over drives: the same configuration trained with another seed "
-    "may score outside of both. evaluate.py --cards, given the cards of several seeds, shows that spread."
+    "one drive resemble each other, so the interval over drives is the one to trust. Intervals over images do not "
+    "contain the spread over training seeds, nor do intervals over drives: the same configuration trained with another "
+    "seed may score outside of both. evaluate.py --cards, given the cards of several seeds, shows that spread."
 )
 PAIRED = (
     "Differences are this model's score minus the other's, image by image. A model is called better where the 95 % "
@@ -56,8 +56,8 @@ def leakage(found: dict, subject: str) -> Iterator[Block]:
         )
     if found["training_drives"] is None:
         yield Notice(
-            f"Leakage unknown: {subject} has no record of the drives that it was trained on; nothing here shows that it "
-            "has not seen the test drives."
+            f"Leakage unknown: {subject} has no record of the drives that it was trained on; nothing here shows that "
+            "it has not seen the test drives."
         )
     elif not found["contaminated"]:
         yield Text(

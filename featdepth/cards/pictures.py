@@ -59,7 +59,7 @@ def draw(model: FeatDepth, sample: dict[str, Tensor], config: Config, metres_per
 def paint_errors(
     image: np.ndarray, inverse_depth: Tensor, truth: Tensor, median_scaled: bool, config: Config
 ) -> np.ndarray:
-    """uint8 `[h, w, 3]`: the darkened `image` under the relative errors of `inverse_depth` where there is ground truth."""
+    """uint8 `[h, w, 3]`: the darkened `image` under the relative errors of `inverse_depth` where they are known."""
     painted = image // 3
     mask = evaluation_mask(truth, config.evaluate.crop, config.evaluate.cap)
     if not mask.any():
