@@ -25,6 +25,9 @@ LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     "±": r"$\pm$",
@@ -37,6 +40,7 @@ class Row(NamedTuple):
     """A line of the table."""
 
     name: str
+    seed: str  # of the training
     marks: list[str]  # what a reader has to know before the numbers
     scale: str
     flip: str
@@ -86,13 +90,16 @@ def variant_rows(cards: Sequence[Card], names: Sequence[str], scale: str, flip: 
         scores = card.scores[scale, flip]
         if scores is not None:
             cells = [number(scores[metric].mean) for metric in METRICS]
-            rows.append(Row(name, marks([card]), SCALE_NAMES[scale], FLIP_NAMES[flip], [*cells, interval(scores)]))
+            seed = NOTHING if card.seed is None else str(card.seed)
+            rows.append(
+                Row(name, seed, marks([card]), SCALE_NAMES[scale], FLIP_NAMES[flip], [*cells, interval(scores)])
+            )
     for configuration, members in by_configuration(cards).items():
         found = [card.scores[scale, flip] for card in members]
         if distinct_seeds(members) and None not in found:
-            name = f"mean ± standard deviation of {len(members)} seeds, configuration {configuration[:8]}"
+            name, seeds = f"configuration {configuration[:8]}, mean ± standard deviation", f"{len(members)} seeds"
             cells = [spread([scores[metric].mean for scores in found]) for metric in METRICS]
-            rows.append(Row(name, marks(members), SCALE_NAMES[scale], FLIP_NAMES[flip], [*cells, NOTHING]))
+            rows.append(Row(name, seeds, marks(members), SCALE_NAMES[scale], FLIP_NAMES[flip], [*cells, NOTHING]))
     return rows
 
 
@@ -133,8 +140,8 @@ def spread(values: Sequence[float | None]) -> str:
 
 def introduction(cards: Sequence[Card]) -> list[str]:
     """What all cards have in common."""
-    protocol, first = cards[0].protocol, cards[0]
-    how = ", ".join(f"{name} {value}" for name, value in protocol.items() if value != "none")
+    first = cards[0]
+    how = ", ".join(f"{name} {value}" for name, value in first.protocol.items())
     return [escape_markdown(f"{first.images} images of {first.drives} drives, {how}")]
 
 
@@ -158,20 +165,26 @@ def notes(cards: Sequence[Card]) -> list[str]:
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        (f"{''.join(f'**{mark}** ' for mark in row.marks)}{escape_markdown(row.name)}", row.scale, row.flip, *row.cells)
+        (
+            f"{''.join(f'**{mark}** ' for mark in row.marks)}{escape_markdown(row.name)}",
+            row.seed,
+            row.scale,
+            row.flip,
+            *row.cells,
+        )
         for row in rows
     ]
-    header = ("model", "scale", "flip", *map(metric_title, METRICS), "abs_rel over drives")
-    ruler = ("---", "---", "---", *["---:"] * (len(METRICS) + 1))
+    header = ("model", "seed", "scale", "flip", *map(metric_title, METRICS), "abs_rel over drives")
+    ruler = ("---", "---", "---", "---", *["---:"] * (len(METRICS) + 1))
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ruler, *lines))
 
 
 def latex(rows: Sequence[Row]) -> str:
     """The rows as a LaTeX table, with the rules of booktabs between scales and flips."""
-    header = ("model", "scale", "flip", *map(metric_title, METRICS), "abs_rel over drives")
+    header = ("model", "seed", "scale", "flip", *map(metric_title, METRICS), "abs_rel over drives")
     lines = [
         r"% \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{lll{'r' * (len(METRICS) + 1)}}}",
+        rf"\begin{{tabular}}{{llll{'r' * (len(METRICS) + 1)}}}",
         r"\toprule",
         f"{' & '.join(map(escape_latex, header))} \\\\",
     ]
@@ -181,7 +194,7 @@ def latex(rows: Sequence[Row]) -> str:
             lines.append(r"\midrule")
             before = row.scale, row.flip
         name = "".join(rf"\textbf{{{mark}}} " for mark in row.marks) + escape_latex(row.name)
-        lines.append(f"{' & '.join([name, *map(escape_latex, (row.scale, row.flip, *row.cells))])} \\\\")
+        lines.append(f"{' & '.join([name, *map(escape_latex, (row.seed, row.scale, row.flip, *row.cells))])} \\\\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 

@@ -95,7 +95,7 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
 
     configuration: digest of its training's configuration but for the seed, equal for seeds of one configuration.
     """
-    seed, configuration = (model.training_record.get(key) for key in ("seed", "configuration"))
+    seed, configuration, versions = (model.training_record.get(key) for key in ("seed", "configuration", "versions"))
     return {
         "checkpoint": checkpoint,
         "objective": model.settings.objective,
@@ -106,7 +106,7 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
         "depth": describe_scale(scale_source),
         "seed": seed if type(seed) is int else None,
         "configuration": configuration if isinstance(configuration, str) else None,
-        "training_versions": [str(each) for each in model.training_record.get("versions", [])],
+        "training_versions": list(map(str, versions)) if isinstance(versions, list) else [],
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from featdepth.metrics.depth import METRICS
 
 CARD_FILE = "card.json"
 LARGEST_CARD = 16 << 20  # bytes; one of 697 images and 80 training drives has 40 kB
+DIGEST = re.compile(r"[0-9a-f]{16,64}")
 
 
 class Score(NamedTuple):
@@ -66,7 +68,7 @@ def read_card(path: str | Path) -> Card:
         contaminated=bool(entries.get("contaminated", list)),
         leakage_known=leakage.get("training_drives", int, optional=True) is not None,
         seed=model.get("seed", int, optional=True),
-        configuration=model.get("configuration", str, optional=True),
+        configuration=model.get("configuration", str, optional=True, pattern=DIGEST),
         protocol=read_protocol(test),
         images=test.get("images", int),
         drives=test.get("drives", int),
@@ -86,17 +88,19 @@ class Entries:
         if not isinstance(content, dict):
             raise InputError(f"{path}: {place.rstrip('.') or 'the card'} is no JSON object; evaluate again")
 
-    def get(self, name: str, kind: type, optional: bool = False):
-        """The entry `name`, which has to be of type `kind`; None where it is null or absent and `optional`."""
+    def get(self, name: str, kind: type, optional: bool = False, pattern: re.Pattern[str] | None = None):
+        """The entry `name`, which has to be of type `kind`; None where it is null or absent and `optional`.
+
+        pattern: of a text. Raises InputError.
+        """
         value = self.content.get(name)
         if value is None and optional:
             return None
         if kind is float and type(value) is int:
             value = float(value) if abs(value) < 1e300 else math.inf
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
-            raise InputError(
-                f"{self.path}: {self.place}{name} is {shown(value)}, not of type {kind.__name__}; evaluate again"
-            )
+        is_fit = type(value) is kind and (kind is not float or math.isfinite(value))
+        if not is_fit or (pattern is not None and not pattern.fullmatch(value)):
+            raise InputError(f"{self.path}: {self.place}{name} is {shown(value)}, which no card has; evaluate again")
         return value
 
     def section(self, name: str) -> Entries:
@@ -111,7 +115,7 @@ def read_protocol(test: Entries) -> dict[str, str]:
         "crop": shown(test.get("crop", str)),
         "cap": f"{test.get('cap', float):g} m",
         "camera height": "none" if camera_height is None else f"{camera_height:g} m",
-        "test list": shown(test.get("sha256", str)),
+        "test list": test.get("sha256", str, pattern=DIGEST),
     }
 
 
