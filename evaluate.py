@@ -36,6 +36,7 @@ from featdepth.cards.content import (
     headline,
     look_for_leakage,
 )
+from featdepth.cards.details import describe_details
 from featdepth.cards.pictures import draw_extremes
 from featdepth.cards.writing import command_line, write_card
 from featdepth.config import Config, load_config, parse_arguments
@@ -48,7 +49,7 @@ from featdepth.objective import compute_losses
 from featdepth.report import format_loss, format_table, image_rows, summarise, summarise_loss, write_results
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
-from featdepth.validation import fit_pixel_median, gather_columns, scale_by_camera_height, score_images
+from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
 
 
 class Subject(NamedTuple):
@@ -184,7 +185,8 @@ def report_scores(accelerator: Accelerator, subject: Subject, other: Subject | N
             **compare(known, other_scores.known, headline(config)),
         }
     card = describe("depth", subject, known, skipped, scores.about["scale_source"])
-    card |= describe_scores(known, config) | {"pixel_median_of": note, "against": against}
+    card |= describe_scores(known, config)
+    card |= {"details": describe_details(known), "pixel_median_of": note, "against": against}
     pictures = draw_extremes(subject.model, subject.loader.dataset, config, scores.metres_per_unit, card)
     write_results(out, result, image_rows(scores.results, config))
     write_card(out, card, pictures)
@@ -205,9 +207,11 @@ def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tens
             f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
             f"{found['images']} images show the ground, {found['images_without_ground']} do not"
         )
-    table = gather_columns(
-        accelerator, model, loader, lambda batch: score_images(model, batch, pixel_median, unit, config)
-    )
+
+    def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return score_images(model, batch, pixel_median, unit, moving_masks(loader.dataset, batch), config)
+
+    table = gather_columns(accelerator, model, loader, columns)
     return Scores(Results.of(table, loader.dataset.samples), unit, about)
 
 

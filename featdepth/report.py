@@ -14,6 +14,7 @@ from featdepth.cards.content import Results, headline, scale_ratio
 from featdepth.config import Config
 from featdepth.errors import InputError
 from featdepth.files import write_text
+from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS, mean_scores
 from featdepth.scale import CAMERA_HEIGHT
 
@@ -72,13 +73,12 @@ def image_rows(results: Results, config: Config) -> str:
     writer = csv.writer(text, lineterminator="\n")
     flip, table = headline(config), results.table
     metric_names = [f"{name}_{metric}" for name in PREDICTORS[:2] for metric in METRICS]
-    details = {f"{detail.title}: {name}": values for detail in results.details for name, values in detail.rows.items()}
-    writer.writerow(["image", *metric_names, "scale_ratio", "pixels", *details])
+    writer.writerow(["image", *metric_names, "scale_ratio", "pixels", *DETAILS])
     numbers = np.column_stack([table[f"{name}.{flip}"] for name in PREDICTORS[:2]] + [table[f"ratio.{flip}"]])
     pixels = table["pixels"].astype(int)
     for place, sample in enumerate(results.samples):
-        others = [float(values[place]) for values in details.values()]
-        writer.writerow([sample, *numbers[place].tolist(), pixels[place], *others])
+        details = ["" if np.isnan(value) else value for value in table["details"][place, : len(DETAILS)].tolist()]
+        writer.writerow([sample, *numbers[place].tolist(), pixels[place], *details])
     return text.getvalue()
 
 

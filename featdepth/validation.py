@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config
 from featdepth.data import augment, build_dataset
+from featdepth.data.dataset import FrameDataset
 from featdepth.errors import InputError
+from featdepth.metrics.breakdown import score_details
 from featdepth.metrics.camera_height import ground_height
 from featdepth.metrics.depth import flip_post_process, mean_scores, median, score_batch
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
@@ -119,21 +121,34 @@ def score_images(
     batch: dict[str, Tensor],
     pixel_median: Tensor | None,
     metres_per_unit: float | None,
+    moving: Sequence[Tensor | None],
     config: Config,
 ) -> dict[str, Tensor]:
-    """Columns for each image of a batch: METRICS `[B, 8]` of all predictors, `pixels`, `index` `[B]`.
+    """Columns for each image of a batch: METRICS `[B, 8]` of all predictors, `details`, `pixels` and `index` `[B]`.
 
     Of the model `median_scaled.plain`, `fixed_scale.plain` and `ratio.plain` `[B]` without, and the same with `.flip`
     with flip post-processing; of the predictors that look at no image `constant_depth`, `pixel_median`,
-    `pixel_median_fixed_scale`. pixel_median: `[h, w]` in metres, None: there is none; what cannot be scored is NaN.
+    `pixel_median_fixed_scale`; `details` is a row of `metrics.breakdown` with or without flip as `evaluate.flip` says.
+    What cannot be scored is NaN. pixel_median: `[h, w]` in metres, None: there is none; moving: as for `score_details`.
     """
     columns = {}
     plain = model.depth(batch["images"][:, 0])[0]
-    for flip, disparity in (("plain", plain), ("flip", blend_mirrored(model, batch, plain))):
+    variants = {"plain": plain, "flip": blend_mirrored(model, batch, plain)}
+    for flip, disparity in variants.items():
         scores = score_prediction(model, disparity, batch, config, metres_per_unit)
         columns[f"median_scaled.{flip}"] = scores.median_scaled
         columns[f"fixed_scale.{flip}"] = scores.fixed_scale
         columns[f"ratio.{flip}"] = scores.ratio
+    columns["details"] = score_details(
+        1 / (model.to_depth(variants["flip" if config.evaluate.flip else "plain"]) * (metres_per_unit or 1.0)),
+        batch["depth"],
+        batch["depth_size"],
+        batch["intrinsics"],
+        moving,
+        config.evaluate.crop,
+        config.evaluate.cap,
+        scale=None if metres_per_unit is None else 1.0,
+    )
     constant = score_map(torch.ones(1, 1), batch, config)
     columns["constant_depth"] = constant.median_scaled
     missing = torch.full_like(constant.median_scaled, torch.nan)
@@ -163,6 +178,15 @@ def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor |
     )
     histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
     return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
+
+
+def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[Tensor | None]:
+    """Which pixels of each image of a batch show moving things, bool `[H, W]`; None where that is unknown."""
+    masks = [
+        None if replaced else dataset.moving_mask(dataset.samples[index])
+        for index, replaced in zip(batch["index"].tolist(), batch["replaced"].tolist(), strict=True)
+    ]
+    return [None if mask is None else torch.from_numpy(mask) for mask in masks]
 
 
 def score_map(inverse_depth: Tensor, batch: dict[str, Tensor], config: Config):

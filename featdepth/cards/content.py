@@ -16,6 +16,7 @@ from torch import Tensor
 
 from featdepth.config import Config
 from featdepth.data.splits import Sample, seen_again, source_name
+from featdepth.metrics import breakdown
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
 from featdepth.models import FeatDepth
@@ -26,25 +27,15 @@ MODEL_SCALES = ("median_scaled", "fixed_scale")
 SCALE_TITLES = {"median_scaled": "median-scaled", "fixed_scale": "fixed scale (metres)"}
 FLIPS = ("plain", "flip")  # without and with flip post-processing
 TRIVIAL = ("constant_depth", "pixel_median", "pixel_median_fixed_scale")
-HIGHER_IS_BETTER = {"a1", "a2", "a3"}
+HIGHER_IS_BETTER = {"a1", "a2", "a3", *breakdown.HIGHER_IS_BETTER}
 EXTREMES = 10  # images with the largest and with the smallest error that are shown
-
-
-class Detail(NamedTuple):
-    """Scores of parts of the images, or of another kind than METRICS."""
-
-    title: str
-    note: str  # what is measured, in words
-    higher_is_better: bool
-    rows: dict[str, np.ndarray]  # `[N]` by name; NaN where an image has nothing to measure
 
 
 class Results(NamedTuple):
     """What was measured of one model on N images."""
 
     samples: list[Sample]
-    table: dict[str, np.ndarray]  # columns `[N]` or `[N, 8]` (METRICS) by name, see `score_images`
-    details: list[Detail]
+    table: dict[str, np.ndarray]  # columns `[N]` or `[N, K]` by name, see `score_images`
 
     @property
     def drives(self) -> list[str]:
@@ -55,16 +46,12 @@ class Results(NamedTuple):
     def of(cls, columns: dict[str, Tensor], samples: Sequence[Sample]) -> Results:
         """Columns with an `index` each among `samples`, as `gather_columns` gives them, by name of image."""
         table = {name: values.double().numpy() for name, values in columns.items()}
-        return cls([samples[int(index)] for index in table.pop("index")], table, [])
+        return cls([samples[int(index)] for index in table.pop("index")], table)
 
     def take(self, places: Sequence[int]) -> Results:
         """Those of some of the images, in this order."""
-        details = [
-            detail._replace(rows={name: values[places] for name, values in detail.rows.items()})
-            for detail in self.details
-        ]
         table = {name: values[places] for name, values in self.table.items()}
-        return Results([self.samples[place] for place in places], table, details)
+        return Results([self.samples[place] for place in places], table)
 
 
 class Leakage(NamedTuple):
@@ -149,9 +136,14 @@ def list_digest(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
+def is_higher_better(metric: str) -> bool:
+    """Whether more of a metric is better; that of a detail stands behind its part, as in "0-10 m/a1"."""
+    return metric.split("/")[-1] in HIGHER_IS_BETTER
+
+
 def metric_title(metric: str) -> str:
     """Its name, and whether more or less of it is better."""
-    return f"{metric} {'↑' if metric in HIGHER_IS_BETTER else '↓'}"
+    return f"{metric} {'↑' if is_higher_better(metric) else '↓'}"
 
 
 def headline(config: Config) -> str:
@@ -175,7 +167,6 @@ def describe_scores(results: Results, config: Config) -> dict:
     return {
         "scores": scores,
         "scale_ratio": {flip: scale_ratio(table[f"ratio.{flip}"]) for flip in FLIPS},
-        "details": describe_details(results),
         "extremes": extremes(
             table[f"{ranked_by}.{flip}"][:, 0], results.samples, f"{METRICS[0]}, {SCALE_TITLES[ranked_by]}"
         ),
@@ -202,10 +193,13 @@ def column_scores(rows: np.ndarray, drives: Sequence[str]) -> dict | None:
     return {metric: score(values, drives) for metric, values in zip(METRICS, rows.T, strict=True)}
 
 
-def score(values: np.ndarray, drives: Sequence[str], drop_missing: bool = False) -> dict:
+def score(values: np.ndarray, drives: Sequence[str]) -> dict:
     """Mean of `values` `[N]` and its intervals over images and over drives."""
-    over_images = mean_interval(values, drop_missing=drop_missing)
-    over_drives = mean_interval(values, drives, drop_missing=drop_missing)
+    return score_of(mean_interval(values), mean_interval(values, drives))
+
+
+def score_of(over_images: Interval, over_drives: Interval) -> dict:
+    """A mean with both of its intervals, as cards have it."""
     return {
         "mean": number(over_images.mean),
         "images": bounds(over_images),
@@ -214,14 +208,17 @@ def score(values: np.ndarray, drives: Sequence[str], drop_missing: bool = False)
     }
 
 
-def describe_details(results: Results) -> list[dict]:
-    """The details of which any image has something to measure."""
-    described = []
-    for detail in results.details:
-        rows = [{"name": name, **score(values, results.drives, True)} for name, values in detail.rows.items()]
-        if rows := [row for row in rows if row["count"]]:
-            described.append({"title": detail.title, "note": detail.note, "rows": rows})
-    return described
+def paired(name: str, means: tuple[float, float], over_images: Interval, over_drives: Interval) -> dict:
+    """`{"name", "this", "other", "mean", "images", "drives", "count", "better"}`: two models in one score.
+
+    means: of both over the `count` images; the intervals are of the differences this - other. better: "this" or "other"
+    where the interval over drives excludes zero, else "undecided".
+    """
+    better = "undecided"
+    if over_drives.excludes_zero:
+        better = "this" if (over_drives.mean > 0) == is_higher_better(name) else "other"
+    both = {"this": number(means[0]), "other": number(means[1])}
+    return {"name": name, **both, **score_of(over_images, over_drives), "better": better}
 
 
 def bounds(interval: Interval) -> list[float] | None:

@@ -91,7 +91,7 @@ def scores(card: dict) -> Iterator[Block]:
     for detail in card["details"]:
         yield Heading(detail["title"])
         yield Text(detail["note"])
-        rows = [(row["name"], str(row["count"]), *score_cells(row)) for row in detail["rows"]]
+        rows = [(metric_title(row["name"]), str(row["count"]), *score_cells(row)) for row in detail["rows"]]
         yield Table(("", "images", "mean", "over images", "over drives"), rows)
     if card["against"] is not None:
         yield from comparison(card["against"])
@@ -136,7 +136,7 @@ def comparison(against: dict) -> Iterator[Block]:
         yield Heading(f"{title}: which is better where" if part["is_detail"] else f"Differences, {title}")
         rows = [
             (
-                row["name"],
+                metric_title(row["name"]),
                 figure(row["this"]),
                 figure(row["other"]),
                 figure(row["mean"]),
