@@ -271,7 +271,7 @@ class TestCards:
         out = succeeded(compare_here(*folders)).out
         line = next(line for line in out.splitlines() if "3 seeds | fixed | off" in line)
         assert "| 0.1200 ± 0.0200 |" in line and "0.1200 $\\pm$ 0.0200" in out
-        rows = [line for line in out.splitlines() if re.match(r"\| runs/seed_\d+/model \| \d \| fixed \| off", line)]
+        rows = [line for line in out.splitlines() if re.match(r"\| .*runs/seed_\d+/model \| \d \| fixed \| off", line)]
         assert [float(row.split("|")[5]) for row in rows] == list(values)
         assert "takes several seeds" in out
 
