@@ -46,6 +46,8 @@ from featdepth.data.dataset import FrameDataset, NoGroundTruth
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
+from featdepth.odometry_report import open_sequences, report_odometry
+from featdepth.processes import together
 from featdepth.report import format_loss, format_table, image_rows, summarise, summarise_loss, write_results
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
@@ -96,10 +98,14 @@ def main() -> None:
     config.run.trackers = []
     accelerator = make_accelerator(config, arguments.cpu)
     check_writable(out)
+    if arguments.odometry and arguments.against is not None:
+        raise InputError("--against compares scores of depth, and does not go with --odometry")
 
-    subject = open_subject(accelerator, checkpoint, config)
+    subject = open_subject(accelerator, checkpoint, config, arguments.odometry)
     other = None if arguments.against is None else open_subject(accelerator, arguments.against, config)
-    if subject.missing is None:
+    if arguments.odometry:
+        report_odometry(accelerator, subject.model, subject.loader, out, subject.about())
+    elif subject.missing is None:
         report_scores(accelerator, subject, other, out)
     elif other is None:
         report_loss(accelerator, subject, out)
@@ -113,6 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory or hub id (default: <run>/model)")
     parser.add_argument("--against", metavar="DIR", help="another model, to be compared image by image")
     parser.add_argument("--out", metavar="DIR", help="where the results go (default: <run>/evaluation)")
+    parser.add_argument("--odometry", action="store_true", help="score trajectories of the test drives, not depth")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument(
         "--cards", nargs="+", metavar="DIR", help="compare evaluations that are done, by their cards; needs no --config"
@@ -126,8 +133,8 @@ def check_writable(out: Path) -> None:
         raise InputError(f"{out}: the results cannot be written below {existing}; choose another --out")
 
 
-def open_subject(accelerator: Accelerator, checkpoint: str, config: Config) -> Subject:
-    """Load a model and the test data as it sees them, and print what they are."""
+def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odometry: bool = False) -> Subject:
+    """Load a model and the test data as it sees them, for depth or for `odometry`, and print what they are."""
     model = FeatDepth.from_pretrained(checkpoint)
     if not model.has_depth:
         raise InputError(f"{checkpoint}: objective {model.settings.objective} predicts no depth")
@@ -135,7 +142,7 @@ def open_subject(accelerator: Accelerator, checkpoint: str, config: Config) -> S
     # The model decides on the size of its images.
     config = copy.deepcopy(config)
     config.data.height, config.data.width = model.height, model.width
-    dataset, missing = open_test_data(config)
+    dataset, missing = (open_sequences(config), None) if odometry else open_test_data(config)
     leakage = find_contamination(model, checkpoint, dataset.recordings(), config)
     accelerator.print(
         f"model      {checkpoint}, {model.settings.objective}, {model.height}x{model.width}\n"
@@ -172,28 +179,33 @@ def report_scores(accelerator: Accelerator, subject: Subject, other: Subject | N
     accelerator.print(f"median     {note}")
     scores = score_subject(accelerator, subject, pixel_median)
     other_scores = None if other is None else score_subject(accelerator, other, pixel_median)
-    if not accelerator.is_main_process:
-        return
-    config, known = subject.config, scores.known
-    skipped = len(subject.loader.dataset) - len(scores.results.samples)
-    result = summarise(known, config) | {"skipped_images": skipped} | scores.about
-    against = None
-    if other is not None:
-        against = {
-            "model": describe_model(other.model, other.checkpoint, other_scores.about["scale_source"]),
-            "leakage": other.leakage.describe(),
-            **compare(known, other_scores.known, headline(config)),
-        }
-    card = describe("depth", subject, known, skipped, scores.about["scale_source"])
-    card |= describe_scores(known, config)
-    card |= {"details": describe_details(known), "pixel_median_of": note, "against": against}
-    pictures = draw_extremes(subject.model, subject.loader.dataset, config, scores.metres_per_unit, card)
-    write_results(out, result, image_rows(scores.results, config))
-    write_card(out, card, pictures)
-    print(format_table(result))
-    if against is not None:
-        print(format_comparison(against))
-    print(f"written to {out}")
+
+    def write() -> None:
+        config, known = subject.config, scores.known
+        skipped = len(subject.loader.dataset) - len(scores.results.samples)
+        result = summarise(known, config) | {"skipped_images": skipped} | scores.about
+        against = None if other is None else compare_subjects(known, other, other_scores, config)
+        card = describe("depth", subject, known, skipped, scores.about["scale_source"])
+        card |= describe_scores(known, config)
+        card |= {"details": describe_details(known), "pixel_median_of": note, "against": against}
+        pictures = draw_extremes(subject.model, subject.loader.dataset, config, scores.metres_per_unit, card)
+        write_results(out, result, image_rows(scores.results, config))
+        write_card(out, card, pictures)
+        print(format_table(result))
+        if against is not None:
+            print(format_comparison(against))
+        print(f"written to {out}")
+
+    together(accelerator, write, main_only=True)
+
+
+def compare_subjects(this: Results, other: Subject, other_scores: Scores, config: Config) -> dict:
+    """What the card says of the model that this one is compared with."""
+    return {
+        "model": describe_model(other.model, other.checkpoint, other_scores.about["scale_source"]),
+        "leakage": other.leakage.describe(),
+        **compare(this, other_scores.known, headline(config)),
+    }
 
 
 def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tensor | None) -> Scores:
@@ -236,18 +248,20 @@ def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:
         loader,
         lambda batch: {**compute_losses(model(batch), batch, config), "index": batch["index"]},
     )
-    if not accelerator.is_main_process:
-        return
-    results = Results.of(table, loader.dataset.samples)
-    skipped = len(loader.dataset) - len(results.samples)
-    result = summarise_loss(results.table, subject.missing) | {"skipped_images": skipped} | subject.about()
-    card = describe("loss", subject, results, skipped, model.scale_source)
-    card |= describe_losses(results) | {"no_ground_truth": subject.missing, "against": None}
-    pictures = draw_extremes(model, loader.dataset, config, None, card)
-    write_results(out, result)
-    write_card(out, card, pictures)
-    print(format_loss(result))
-    print(f"written to {out}")
+
+    def write() -> None:
+        results = Results.of(table, loader.dataset.samples)
+        skipped = len(loader.dataset) - len(results.samples)
+        result = summarise_loss(results.table, subject.missing) | {"skipped_images": skipped} | subject.about()
+        card = describe("loss", subject, results, skipped, model.scale_source)
+        card |= describe_losses(results) | {"no_ground_truth": subject.missing, "against": None}
+        pictures = draw_extremes(model, loader.dataset, config, None, card)
+        write_results(out, result)
+        write_card(out, card, pictures)
+        print(format_loss(result))
+        print(f"written to {out}")
+
+    together(accelerator, write, main_only=True)
 
 
 def describe(kind: str, subject: Subject, results: Results, skipped: int, scale_source: str | None) -> dict:
