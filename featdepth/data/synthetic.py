@@ -1,7 +1,7 @@
 """Writes a synthetic street in KITTI's raw layout: stereo pictures, laser scans, inertial data, calibration, splits.
 
-Beside these lies what only a renderer knows, of each picture: exact depth, where KITTI's improved ground truth lies, and
-which pixels show moving cars, in the folders moving_02 and moving_03 that KITTI has not.
+Beside these lies what only a renderer knows of each picture: exact depth, where KITTI's improved ground truth lies,
+and which pixels show moving cars, in the folders moving_02 and moving_03 that KITTI has not.
 
 python -m featdepth.data.synthetic OUT
 """
@@ -238,7 +238,7 @@ def write_drive(out: Path, street: Street, index: int) -> None:
 
 
 def write_pictures(folder: Path, number: int, camera: int, frame: Frame) -> None:
-    """Write a camera's picture, its depth (16 bits, 256 to a metre; 0: the sky, or 256 m and more) and moving pixels."""
+    """Write a camera's picture, its depth (16 bits, 256 to a metre; 0: sky, or 256 m and more) and moving pixels."""
     depth = np.round(frame.depth * np.float32(KITTI_DEPTH_UNITS))
     depth[depth > np.iinfo(np.uint16).max] = 0
     pictures = {

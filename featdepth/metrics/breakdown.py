@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def score_details(
     depth: Tensor,
     depth_size: Tensor,
     intrinsics: Tensor,
-    moving: Sequence[Tensor | None] | None = None,
+    moving: Sequence[np.ndarray | None] | None = None,
     crop: str = "garg",
     cap: float = 80.0,
     scale: float | None = 1.0,
@@ -53,8 +54,8 @@ def score_details(
     """A row of details for each image of a batch: float32 `[B, 2 * len(DETAILS)]` on the device of `inverse_depth`.
 
     inverse_depth: predicted 1/depth `[B, 1, h, w]`; depth `[B, H, W]`, depth_size `[B, 2]` as the data set gives them;
-    intrinsics: `[B, 3, 3]` at the size of the predictions; moving: for each image bool `[H, W]`, its pixels of things
-    that move, or None where that is unknown; crop, cap and scale as for `metrics.depth.score_batch`, but where the
+    intrinsics: `[B, 3, 3]` at the size of the predictions; moving: of each image what the data set's `moving_mask`
+    gives, bool `[H, W]` or None for unknown; crop, cap and scale as for `metrics.depth.score_batch`, but where the
     scale is None predictions are scaled by the ratio of medians.
     """
     rows, size = [], tuple(inverse_depth.shape[-2:])
@@ -63,7 +64,8 @@ def score_details(
         mask = evaluation_mask(truth, crop, cap)
         predicted = predicted_depth(inverse_depth[index].squeeze(0).cpu(), truth, mask, scale, cap)
         camera = resize_intrinsics(intrinsics[index].cpu(), size, (height, width))
-        rows.append(detail_row(predicted, truth, mask, camera, None if moving is None else moving[index]))
+        moves = None if moving is None or moving[index] is None else torch.from_numpy(moving[index])
+        rows.append(detail_row(predicted, truth, mask, camera, moves))
     return torch.stack(rows).to(inverse_depth.device)
 
 
@@ -172,8 +174,8 @@ def winner(detail: str, difference: Interval) -> str:
     return "a" if (difference.mean > 0) == higher_is_better else "b"
 
 
-def split_table(table: Tensor):
-    """Values float64 `[N, len(DETAILS)]` of a table of rows and where there are any, bool; both of numpy."""
+def split_table(table: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Values float64 `[N, len(DETAILS)]` of a table of rows, and where there are any, bool."""
     values, counts = table.cpu().double().numpy().reshape(len(table), 2, len(DETAILS)).swapaxes(0, 1)
     return values, counts > 0
 

@@ -44,10 +44,10 @@ def edge_errors(predicted: Tensor, truth: Tensor, mask: Tensor) -> EdgeErrors:
     """Edge errors of a predicted depth map `[h, w]` against the dense truth `[h, w]`, in pixels.
 
     Depths in any unit, their own each: edges are of relative depth. predicted: positive everywhere; truth: 0 = none;
-    mask: bool `[h, w]`, the pixels that are compared. An edge counts where its pixel and all its neighbours are in the
-    mask and have truth, in both maps; so the outline of things before the sky, which has no depth, is left out.
+    mask: bool `[h, w]`, the pixels that are compared. An edge counts, in both maps, where all pixels within two of it
+    are in the mask and have truth; so the outline of things before the sky, which has no depth, is left out.
     """
-    inside = inner(mask & (truth > 0))
+    inside = inner(inner(mask & (truth > 0)))
     true_edges = depth_edges(torch.where(truth > 0, truth, 1.0)) & inside
     predicted_edges = depth_edges(predicted) & inside
     predicted_count, true_count = int(predicted_edges.sum()), int(true_edges.sum())
@@ -72,11 +72,11 @@ def depth_edges(depth: Tensor) -> Tensor:
 
 
 def steepest(values: Tensor) -> Tensor:
-    """Where in the rows of `values` `[h, w]` a slope of JUMP or more is greatest: bool `[h, w]`, no border pixels."""
-    slope = functional.pad((values[:, 2:] - values[:, :-2]).abs(), (2, 2))
+    """Where in the rows of `values` `[h, w]` a slope of JUMP or more is greatest: bool `[h, w]`, not at the border."""
+    slope = functional.pad((values[:, 2:] - values[:, :-2]).abs(), (2, 2), value=math.inf)  # beyond all is possible
     before, here, after = slope[:, :-2], slope[:, 1:-1], slope[:, 2:]
     # Both pixels beside a step have its slope, or nearly so; the first of them is taken.
-    return (here >= JUMP) & (here > before + 1e-9) & (here >= after - 1e-9)
+    return (here >= JUMP) & here.isfinite() & (here > before + 1e-9) & (here >= after - 1e-9)
 
 
 def inner(mask: Tensor) -> Tensor:
