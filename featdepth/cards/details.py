@@ -11,8 +11,8 @@ from featdepth.metrics.breakdown import COLUMNS, DETAILS, MOTION, PARTS, ROWS, c
 
 DISTANCES = [part for part in PARTS if part not in (*ROWS, *COLUMNS, *MOTION)]
 SCALED = (
-    "With flip post-processing where metrics.json is; at fixed scale where that is known, else scaled by each image's "
-    "median. Means are over the images that have any of it."
+    "Flip post-processing as in metrics.json; at fixed scale where that is known, else scaled by each image's median. "
+    "Means are over the images that have any of it."
 )
 SECTIONS = {  # title: what it is, and the parts whose details it has
     "By true distance": (SCALED, DISTANCES),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from featdepth.cards.blocks import Alarm, Block, Facts, Figures, Heading, Notice, Table, Text, Title
-from featdepth.cards.content import FLIPS, SCALE_TITLES, TRIVIAL, metric_title
+from featdepth.cards.content import FLIPS, SCALE_TITLES, metric_title
 from featdepth.metrics.depth import METRICS
 from featdepth.scale import CAMERA_HEIGHT
 
 FLIP_TITLES = {"plain": "without flip post-processing", "flip": "with flip post-processing"}
-TRIVIAL_TITLES = {
-    "constant_depth": "constant depth, median-scaled",
-    "pixel_median": "per-pixel median, median-scaled",
-    "pixel_median_fixed_scale": "per-pixel median, fixed scale",
+TRIVIAL_TITLES = {  # by scale
+    "median-scaled": {"constant_depth": "constant depth", "pixel_median": "per-pixel median"},
+    "fixed scale (metres)": {"pixel_median_fixed_scale": "per-pixel median"},
 }
 BETTER = {"this": "this model", "other": "the other", "undecided": "undecided"}
 NOTHING = "–"
@@ -86,8 +85,9 @@ def scores(card: dict) -> Iterator[Block]:
         yield Text(
             f"Scale ratio (true / predicted): median {figure(ratio['median'])}, relative spread {figure(ratio['std'])}."
         )
-    yield Heading("Predictors that look at no image")
-    yield score_table({TRIVIAL_TITLES[name]: found[name] for name in TRIVIAL})
+    for scale, titles in TRIVIAL_TITLES.items():
+        yield Heading(f"Predictors that look at no image, {scale}")
+        yield score_table({title: found[name] for name, title in titles.items()})
     for detail in card["details"]:
         yield Heading(detail["title"])
         yield Text(detail["note"])
