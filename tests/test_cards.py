@@ -201,7 +201,7 @@ def test_model_trained_on_a_test_drive(two_drives: Path, tmp_path: Path) -> None
     )
     title, mark = (tmp_path / "out" / "card.md").read_text().split("\n\n")[:2]
     assert (
-        title.startswith("# ")
+        title.startswith("# CONTAMINATED: Score card of ")
         and mark.startswith("> **CONTAMINATED: this model was trained on drives")
         and drive in mark
     )

@@ -32,7 +32,8 @@ LOSS = "The loss says how well frames explain each other, not how right the dept
 
 def document(card: dict) -> Iterator[Block]:
     """The card of an evaluation, from top to bottom."""
-    yield Title(f"Score card of {card['model']['checkpoint']}")
+    mark = "CONTAMINATED: " if card["contaminated"] else ""
+    yield Title(f"{mark}Score card of {card['model']['checkpoint']}")
     yield from leakage(card["leakage"], "this model")
     if card["against"] is not None:
         yield from leakage(card["against"]["leakage"], "the other model")
