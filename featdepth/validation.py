@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ def score_images(
     batch: dict[str, Tensor],
     pixel_median: Tensor | None,
     metres_per_unit: float | None,
-    moving: Sequence[Tensor | None],
+    moving: Sequence[np.ndarray | None],
     config: Config,
 ) -> dict[str, Tensor]:
     """Columns for each image of a batch: METRICS `[B, 8]` of all predictors, `details`, `pixels` and `index` `[B]`.
@@ -180,13 +181,12 @@ def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor |
     return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
 
 
-def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[Tensor | None]:
+def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[np.ndarray | None]:
     """Which pixels of each image of a batch show moving things, bool `[H, W]`; None where that is unknown."""
-    masks = [
+    return [
         None if replaced else dataset.moving_mask(dataset.samples[index])
         for index, replaced in zip(batch["index"].tolist(), batch["replaced"].tolist(), strict=True)
     ]
-    return [None if mask is None else torch.from_numpy(mask) for mask in masks]
 
 
 def score_map(inverse_depth: Tensor, batch: dict[str, Tensor], config: Config):

@@ -26,6 +26,7 @@ from featdepth.models import FeatDepth
 
 DENSE = "evaluate.protocol=eigen_improved"
 PARTS = ("train", "val", "test")
+WRONG = ("text", "list", "object", "boolean", "infinite", "not a number", "huge", "null")
 
 
 def save_model(
@@ -311,7 +312,7 @@ class TestCards:
         line = compare_here(tmp_path).error_line()
         assert str(tmp_path / "card.json") in line and message in line
 
-    @pytest.mark.parametrize("value", ["text", [], {}, True, 1e999, float("nan"), -(10**400), None])
+    @pytest.mark.parametrize("value", ["text", [], {}, True, 1e999, float("nan"), -(10**400), None], ids=WRONG)
     def test_damaged_entry(self, card: dict, tmp_path: Path, value: object) -> None:
         """Wherever it is, a value of the wrong kind is named in one line, or does no harm."""
         for place in (
