@@ -1,0 +1,1 @@
+"""What `featdepth.predict` reads and writes."""
