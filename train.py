@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from featdepth.badsteps import BadSteps, propagate
 from featdepth.checkpoint import Progress, resume, save_checkpoint
-from featdepth.circumstances import circumstances
+from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.errors import InputError, run_program
@@ -82,6 +82,7 @@ def main() -> None:
     set_seed(config.train.seed, device_specific=True)
     progress, checkpoints, resumed = Progress(), directory / "checkpoints", None
     conditions = circumstances(accelerator, config, train_data.samples, validation_data.samples)
+    bare.training_record |= {"seed": config.train.seed, "configuration": configuration_digest(conditions, config)}
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
 
