@@ -38,7 +38,7 @@ class Cameras:
     def find(self, path: Path, size: Size) -> np.ndarray | None:
         """Intrinsics of the frames of `size` of the image, folder or video at `path`; None where nothing tells them.
 
-        Those of a folder are its first image's. Raises InputError, naming the file, for a calibration that does not fit.
+        Those of a folder are its first image's. Raises InputError, naming the file, for a calibration that cannot be.
         """
         # Given ones are one for all inputs of a size.
         key = (Path() if self.calibration or self.field_of_view else path, size)

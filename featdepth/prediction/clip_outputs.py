@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from queue import Full, Queue
 from threading import Thread
 
 from featdepth.prediction.inputs import Source
-from featdepth.prediction.outputs import Saved, Settings, clip_path
+from featdepth.prediction.outputs import CLIP_KINDS, Saved, Settings
 from featdepth.prediction.side_by_side import write_side_by_side
 
 MOST_QUEUED = 8  # frames that wait for each
@@ -66,9 +67,10 @@ class ClipOutputs:
 
     def __init__(self, source: Source, settings: Settings, unit: str) -> None:
         self.makers: list[Fed] = []
-        if source.is_clip and "video" in settings.save:
-            path = clip_path(source, settings, "video")
-            self.makers.append(Fed(partial(write_video, path=path, settings=settings, unit=unit)))
+        folder = settings.out / source.name
+        for kind in CLIP_KINDS:
+            if source.is_clip and kind in settings.save:
+                self.makers.append(Fed(partial(MAKERS[kind], folder=folder, settings=settings, unit=unit)))
 
     def __enter__(self) -> ClipOutputs:
         return self
@@ -87,3 +89,13 @@ class ClipOutputs:
                 errors.append(error)
         if errors and kind is None:
             raise errors[0]
+
+
+def make_video(frames: Iterator[Saved], folder: Path, settings: Settings, unit: str) -> None:
+    """The clip's frames beside their depth."""
+    shown = ((saved.frame.view.numpy(), saved.depth, saved.frame.seconds) for saved in frames)
+    path = folder / CLIP_KINDS["video"][0]
+    write_side_by_side(path, shown, unit, settings.nearest, settings.frame_rate)
+
+
+MAKERS = {"video": make_video}

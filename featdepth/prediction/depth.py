@@ -33,7 +33,7 @@ def on_device(accelerator: Accelerator, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def depth_at(model: FeatDepth, disparity: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Depth float32 `[h, w]` at `size` (height, width) of a disparity `[1, h', w']`, as `FeatDepth.predict_depth` has it.
+    """Depth float32 `[h, w]` at `size` (height, width) of a disparity `[1, h', w']`, as `FeatDepth.predict_depth`.
 
     Metres where the model's scale is known, else units of the network.
     """

@@ -1,4 +1,4 @@
-"""Depth in files for other programs: 16-bit png as KITTI's, npz, and tiff of floats. Each is written whole or not at all."""
+"""Depth in files for other programs: 16-bit png as KITTI's, npz, tiff of floats. All written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from PIL import Image, PngImagePlugin
 
 from featdepth.data.images import KITTI_DEPTH_UNITS
 
-METRES, RELATIVE = "metres", "relative"  # units of depth
 LARGEST_VALUE = 65535
 PNG_LEVEL = 3  # of compression: half of the time of the usual 6, some percent more bytes
 
@@ -44,7 +43,7 @@ def encode_depth(depth: np.ndarray) -> tuple[np.ndarray, int]:
 def write_depth_png(path: Path, depth: np.ndarray, unit: str) -> int:
     """Write depth `[h, w]` as 16-bit png; the number of pixels that were cut (see `encode_depth`).
 
-    unit: METRES or RELATIVE, kept in the file's text.
+    unit: METRES or RELATIVE (of `point_cloud`), kept in the file's text.
     """
     values, clipped = encode_depth(depth)
     text = PngImagePlugin.PngInfo()

@@ -134,7 +134,9 @@ def candidates(path: Path) -> Iterable[str]:
 
 def cut(name: str) -> str:
     """The end of a name that would be too long for a file system."""
-    return os.fsdecode(os.fsencode(name)[-LONGEST_NAME:].lstrip(b"._")) if len(os.fsencode(name)) > LONGEST_NAME else name
+    return (
+        os.fsdecode(os.fsencode(name)[-LONGEST_NAME:].lstrip(b"._")) if len(os.fsencode(name)) > LONGEST_NAME else name
+    )
 
 
 def list_sources(named: dict[str, Path]) -> list[Source]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
 from featdepth.prediction.cameras import Cameras
 from featdepth.prediction.depth import depth_at
-from featdepth.prediction.depth_files import METRES, RELATIVE, write_depth_npz, write_depth_png, write_depth_tiff
+from featdepth.prediction.depth_files import write_depth_npz, write_depth_png, write_depth_tiff
 from featdepth.prediction.frames import Frame, frame_name
 from featdepth.prediction.inputs import Source
-from featdepth.prediction.pictures import draw_depth
-from featdepth.tracking import save_picture
+from featdepth.prediction.pictures import draw_depth, write_picture
+from featdepth.prediction.point_cloud import METRES, RELATIVE, depth_to_points, write_ply
 
 # What can be saved of each frame, and the ending of its file.
 FRAME_KINDS = {
@@ -27,13 +27,14 @@ FRAME_KINDS = {
     "npz": "_depth.npz",
     "tiff": "_depth.tiff",
     "picture": "_picture.png",
+    "points": "_points.ply",
 }
 # What can be saved of a clip as a whole, and its files.
 CLIP_KINDS = {
     "video": ("side_by_side.mp4",),
 }
-NEEDS_INTRINSICS: set[str] = set()
-SHOWS_FRAMES = {"video"}  # needs what the frames look like
+NEEDS_INTRINSICS = {"points"}
+NEEDS_VIEWS = {"points", "video"}  # what the frames look like
 
 
 class Settings(NamedTuple):
@@ -59,40 +60,42 @@ def unit_of(model: FeatDepth) -> str:
     return RELATIVE if model.settings.metres_per_unit is None else METRES
 
 
-def folder_of(source: Source, out: Path) -> Path:
-    return out / source.name
-
-
-def frame_paths(folder: Path, name: str, kinds: Iterable[str]) -> dict[str, Path]:
+def frame_paths(source: Source, name: str, settings: Settings) -> dict[str, Path]:
     """The files of a frame, by kind."""
-    return {kind: folder / f"{name}{FRAME_KINDS[kind]}" for kind in kinds if kind in FRAME_KINDS}
+    kinds = (kind for kind in settings.save if kind in FRAME_KINDS)
+    return {kind: settings.out / source.name / f"{name}{FRAME_KINDS[kind]}" for kind in kinds}
 
 
-def clip_paths(folder: Path, kinds: Iterable[str]) -> list[Path]:
-    """The files of a clip as a whole."""
-    return [folder / name for kind in kinds for name in CLIP_KINDS.get(kind, ())]
+def clip_paths(source: Source, settings: Settings) -> list[Path]:
+    """The files of a clip as a whole; none for single images."""
+    kinds = settings.save if source.is_clip else ()
+    return [settings.out / source.name / name for kind in kinds for name in CLIP_KINDS.get(kind, ())]
 
 
 def done_frames(source: Source, settings: Settings) -> set[str]:
-    """The frames of a source all of whose files are there, and not older than the image or video they come from.
+    """The frames of a source that need no prediction: their files are there, and not older than what they come from.
 
-    Of a video those before the first that is not. None where something is made of the clip as a whole, and missing.
+    Of a video those before the first that is not, as far as it has been predicted. None where a file of the clip as a
+    whole is missing or older than a frame's, as all frames are needed for it then.
     """
-    folder = folder_of(source, settings.out)
-    if source.is_clip and not all(map(Path.exists, clip_paths(folder, settings.save))):
-        return set()
 
     def is_done(name: str, path: Path) -> bool:
         made = modified(path)
-        return all(modified(file) >= made > 0 for file in frame_paths(folder, name, settings.save).values())
+        return all(modified(file) >= made > 0 for file in frame_paths(source, name, settings).values())
 
-    if not source.is_video:
-        done = {name for name, path in source.files.items() if is_done(name, path)}
-        return set() if clip_paths(folder, settings.save) and source.is_clip and len(done) < len(source.files) else done
-    done = set()
-    while frame_paths(folder, "", settings.save) and is_done(name := frame_name(len(done)), source.path):
-        done.add(name)
-    return done
+    whole = clip_paths(source, settings)
+    if source.is_video:
+        if not all(modified(file) >= modified(source.path) > 0 for file in whole):
+            return set()
+        done: set[str] = set()
+        if frame_paths(source, "", settings):
+            while is_done(name := frame_name(len(done)), source.path):
+                done.add(name)
+        return done
+    done = {name for name, path in source.files.items() if is_done(name, path)}
+    newest = max(map(modified, source.files.values()))
+    is_whole = len(done) == len(source.files) and all(modified(file) >= newest for file in whole)
+    return done if is_whole or not whole else set()
 
 
 def modified(path: Path) -> float:
@@ -110,27 +113,30 @@ def save_frame(
 
     Raises OSError where the place cannot be written to; what is wrong with the frame itself is told in the result.
     """
-    folder, unit = folder_of(source, settings.out), unit_of(model)
-    paths = frame_paths(folder, frame.name, settings.save)
+    unit, paths = unit_of(model), frame_paths(source, frame.name, settings)
+    depth = depth_at(model, disparity, frame.size)
+    if not np.isfinite(depth).all():
+        return Saved(frame, error=f"{frame.path}: the network's depth is not finite; try --mixed_precision no")
     try:
         intrinsics = frame_intrinsics(frame, source, settings, cameras)
     except InputError as error:
         return Saved(frame, error=str(error))
-    depth, clipped = depth_at(model, disparity, frame.size), 0
     if "npz" in paths:
         write_depth_npz(paths["npz"], depth, unit, intrinsics)
     if "tiff" in paths:
         write_depth_tiff(paths["tiff"], depth)
     if "picture" in paths:
-        save_picture(draw_depth(depth, unit, settings.nearest), paths["picture"])
-    if "depth_png" in paths:
-        clipped = write_depth_png(paths["depth_png"], depth, unit)
+        write_picture(paths["picture"], draw_depth(depth, unit, settings.nearest))
+    clipped = write_depth_png(paths["depth_png"], depth, unit) if "depth_png" in paths else 0
     if frame.view is None:
         return Saved(frame, clipped=clipped)
-    shown = tuple(frame.view.shape[:2])
+    view, shown = frame.view.numpy(), tuple(frame.view.shape[:2])
+    depth = depth if shown == frame.size else depth_at(model, disparity, shown)
     if intrinsics is not None:
         intrinsics = resize_intrinsics(torch.from_numpy(intrinsics), frame.size, shown).numpy()
-    return Saved(frame, depth_at(model, disparity, shown), intrinsics, clipped)
+    if "points" in paths:
+        write_ply(paths["points"], *depth_to_points(depth, view, intrinsics), unit)
+    return Saved(frame, depth, intrinsics, clipped)
 
 
 def frame_intrinsics(frame: Frame, source: Source, settings: Settings, cameras: Cameras) -> np.ndarray | None:
