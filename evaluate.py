@@ -26,6 +26,7 @@ from featdepth.errors import InputError, run_program
 from featdepth.metrics.depth import score_batch
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
+from featdepth.odometry_report import open_sequences, report_odometry
 from featdepth.report import format_loss, format_table, image_rows, summarise, summarise_loss, write_results
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
@@ -55,7 +56,7 @@ def main() -> None:
         raise InputError(f"{checkpoint}: objective {model.settings.objective} predicts no depth")
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     config.data.height, config.data.width = model.height, model.width
-    dataset, missing = open_test_data(config)
+    dataset, missing = (open_sequences(config), None) if arguments.odometry else open_test_data(config)
     contaminated = find_contamination(model, dataset.recordings(), config)
     accelerator.print(
         f"model      {checkpoint}, {model.settings.objective}, {model.height}x{model.width}\n"
@@ -66,7 +67,9 @@ def main() -> None:
     loader = accelerator.prepare(DataLoader(dataset, config.evaluate.batch_size, num_workers=config.data.workers))
     about = {"checkpoint": str(checkpoint), "scale_source": model.scale_source, "contaminated": contaminated}
     about["versions"] = versions()
-    if missing is None:
+    if arguments.odometry:
+        report_odometry(accelerator, model, loader, out, about)
+    elif missing is None:
         report_scores(accelerator, model, loader, config, out, about)
     else:
         report_loss(accelerator, model, loader, config, out, about, missing)
@@ -77,6 +80,7 @@ def main() -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory or hub id (default: <run>/model)")
     parser.add_argument("--out", metavar="DIR", help="where the results go (default: <run>/evaluation)")
+    parser.add_argument("--odometry", action="store_true", help="score trajectories of the test drives, not depth")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
 
 
