@@ -6,8 +6,10 @@ accelerate launch -m featdepth.predict --checkpoint runs/kitti/model drives/ --o
 INPUT is an image, a folder of png or jpg images, a video file, or a quoted pattern of these ('drives/*/image_02/data').
 Folders and videos are clips and get folders of their own below --out. What --save can name, separated by commas:
 
-of each frame  depth_png (16 bits, 256 a metre), npz (float32), tiff (float32), picture (colours and a scale bar)
-of a clip      video (frames beside their depth)
+of each frame  depth_png (16 bits, 256 a metre), npz and tiff (float32), picture (in colour, with a scale bar),
+               points (a point cloud as PLY)
+of a clip      video (frames beside their depth), trajectory (KITTI's and TUM's format), fused_points (one point cloud
+               of all frames), page (one HTML file that shows all of it; single images have one, too)
 
 Where they are there already, frames are not predicted again. docs/prediction.md has all the rest.
 """
@@ -20,6 +22,7 @@ import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -28,18 +31,21 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from featdepth.config import Config, Parser, Train
+from featdepth.egomotion import check_has_pose
 from featdepth.errors import InputError, run_program
 from featdepth.intrinsics_files import field_of_view_intrinsics
 from featdepth.models import FeatDepth
 from featdepth.prediction.cameras import Cameras
 from featdepth.prediction.clip_outputs import ClipOutputs
-from featdepth.prediction.depth import on_device, predict_disparities
+from featdepth.prediction.depth import Way, on_device, predict_disparities
 from featdepth.prediction.frames import Wanted, load_batches
 from featdepth.prediction.inputs import Source, find_inputs, list_sources
 from featdepth.prediction.outputs import (
     CLIP_KINDS,
     FRAME_KINDS,
+    NEEDS_POSES,
     NEEDS_VIEWS,
+    USES_POSES,
     Saved,
     Settings,
     clip_paths,
@@ -80,7 +86,11 @@ def main() -> None:
     if not model.has_depth:
         raise InputError(f"{arguments.checkpoint}: objective {model.settings.objective} predicts no depth")
     model = model.to(accelerator.device, memory_format=torch.channels_last)
-    settings = Settings(Path(arguments.out), arguments.save, arguments.nearest, arguments.frame_rate)
+    if NEEDS_POSES.intersection(arguments.save):
+        check_has_pose(model)
+    settings = Settings(
+        Path(arguments.out), arguments.save, arguments.nearest, arguments.farthest, arguments.frame_rate
+    )
     cameras = Cameras(arguments.intrinsics, arguments.field_of_view, model)
 
     # One process looks at the inputs and claims the folder for them; then each takes its share.
@@ -97,7 +107,7 @@ def main() -> None:
     tally = together(accelerator, lambda: predict_all(own, accelerator, model, settings, cameras, arguments))
     total = Tally(*map(sum, zip(*gather_object([astuple(tally)]), strict=True)))
     if accelerator.is_main_process:
-        report(total, len(failures), settings, unit_of(model))
+        report(total, len(failures), settings, unit_of(model.scale_source))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if total.failed or failures:
@@ -120,6 +130,7 @@ def parse_arguments() -> argparse.Namespace:
     known.add_argument("--intrinsics", metavar="FILE", help="calibration of upright frames (docs/intrinsics.md)")
     known.add_argument("--field-of-view", type=float, metavar="DEGREES", help="horizontal, of upright frames")
     add("--nearest", type=float, metavar="DEPTH", help="depth of the brightest colour (default: by what is there)")
+    add("--farthest", type=float, metavar="DEPTH", help="of the points in point clouds (default: all)")
     add("--frame-rate", type=float, default=10.0, metavar="N", help="frames a second of folders (default: %(default)g)")
     add("--overwrite", action="store_true", help="predict again what is there, also if another model made it")
     add("--batch-size", type=int, default=8, metavar="N", help="frames in a batch, per process (default: %(default)s)")
@@ -139,7 +150,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for name, lowest in (("batch_size", 1), ("workers", 0)):
         if getattr(arguments, name) < lowest:
             raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: has to be at least {lowest}")
-    for name in ("nearest", "frame_rate"):
+    for name in ("nearest", "farthest", "frame_rate"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} {value:g}: has to be above 0")
@@ -222,6 +233,8 @@ def predict_all(
         if source.files and len(done) == len(source.files):
             return
         wanted = Wanted((model.height, model.width), bool(NEEDS_VIEWS.intersection(settings.save)), done)
+        with_poses = source.is_clip and USES_POSES.intersection(settings.save) and hasattr(model, "pose_decoder")
+        way = Way(accelerator, model) if with_poses else None
         waiting: deque[Future[Saved]] = deque()
 
         def settle() -> None:
@@ -229,11 +242,13 @@ def predict_all(
             if count(saved):
                 clip.add(saved)
 
-        with ClipOutputs(source, settings, unit_of(model)) as clip:
+        with ClipOutputs(source, settings, model.scale_source) as clip:
             for batch in load_batches(source, wanted, arguments.batch_size, arguments.workers):
-                disparities = iter(())
+                disparities, poses = iter(()), repeat(None)
                 if batch.images is not None:
-                    disparities = iter(predict_disparities(accelerator, network, on_device(accelerator, batch.images)))
+                    images = on_device(accelerator, batch.images)
+                    disparities = iter(predict_disparities(accelerator, network, images))
+                    poses = poses if way is None else iter(way.follow(images))
                 for frame in batch.frames:
                     if frame.error is not None:
                         count(Saved(frame, error=frame.error))
@@ -243,7 +258,7 @@ def predict_all(
                     else:
                         if source.is_clip and not waiting:
                             frame_intrinsics(frame, source, settings, cameras)  # one line for the clip, not one a frame
-                        job = (save_frame, frame, next(disparities), model, source, settings, cameras)
+                        job = (save_frame, frame, next(disparities), next(poses), model, source, settings, cameras)
                         waiting.append(pool.submit(*job))
                 while len(waiting) > MOST_WAITING:
                     settle()

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from queue import Full, Queue
 from threading import Thread
 
-from featdepth.prediction.inputs import Source
-from featdepth.prediction.outputs import CLIP_KINDS, Saved, Settings
-from featdepth.prediction.side_by_side import write_side_by_side
+import numpy as np
 
+from featdepth.errors import InputError
+from featdepth.prediction.fusion import FusedCloud, View, fuse
+from featdepth.prediction.inputs import Source
+from featdepth.prediction.outputs import Saved, Settings, clip_files, page_frame, page_notes, unit_of
+from featdepth.prediction.page import MOST_FRAMES, write_page
+from featdepth.prediction.pictures import nearest_depth
+from featdepth.prediction.point_cloud import PointCloud, write_ply
+from featdepth.prediction.side_by_side import write_side_by_side
+from featdepth.trajectory_files import write_kitti, write_tum
+
+SEQUENCE_KINDS = {"trajectory", "fused_points", "page"}
 MOST_QUEUED = 8  # frames that wait for each
 PATIENCE = 0.5  # seconds between two looks at whether a thread still takes frames
 
@@ -62,15 +72,15 @@ class Fed:
 class ClipOutputs:
     """Everything that `settings.save` wants of the clip `source`, as a context: written when it is left without error.
 
-    unit: METRES or RELATIVE, of depth.
+    scale_source: of the model, None: its depth is relative.
     """
 
-    def __init__(self, source: Source, settings: Settings, unit: str) -> None:
-        self.makers: list[Fed] = []
-        folder = settings.out / source.name
-        for kind in CLIP_KINDS:
-            if source.is_clip and kind in settings.save:
-                self.makers.append(Fed(partial(MAKERS[kind], folder=folder, settings=settings, unit=unit)))
+    def __init__(self, source: Source, settings: Settings, scale_source: str | None) -> None:
+        wanted = {kind for kind in settings.save if source.is_clip}
+        make = partial(make_sequence, source=source, settings=settings, scale_source=scale_source)
+        self.makers = [Fed(make)] if wanted & SEQUENCE_KINDS else []
+        if "video" in wanted:
+            self.makers.append(Fed(partial(make_video, source=source, settings=settings, scale_source=scale_source)))
 
     def __enter__(self) -> ClipOutputs:
         return self
@@ -91,11 +101,79 @@ class ClipOutputs:
             raise errors[0]
 
 
-def make_video(frames: Iterator[Saved], folder: Path, settings: Settings, unit: str) -> None:
-    """The clip's frames beside their depth."""
+def make_video(frames: Iterator[Saved], source: Source, settings: Settings, scale_source: str | None) -> None:
+    """The frames beside their depth."""
     shown = ((saved.frame.view.numpy(), saved.depth, saved.frame.seconds) for saved in frames)
-    path = folder / CLIP_KINDS["video"][0]
-    write_side_by_side(path, shown, unit, settings.nearest, settings.frame_rate)
+    (path,) = clip_files(source, settings, "video")
+    write_side_by_side(path, shown, unit_of(scale_source), settings.nearest, settings.frame_rate)
 
 
-MAKERS = {"video": make_video}
+def make_sequence(frames: Iterator[Saved], source: Source, settings: Settings, scale_source: str | None) -> None:
+    """The camera's way, one point cloud of all frames, and the page that shows them: what needs each other."""
+    unit, page = unit_of(scale_source), PageFrames()
+    times: list[float] = []
+    poses: list[np.ndarray] = []
+
+    def views() -> Iterator[View]:
+        for saved in frames:
+            frame = saved.frame
+            times.append(frame.index / settings.frame_rate if frame.seconds is None else frame.seconds)
+            poses.append(saved.pose)
+            if "page" in settings.save:
+                page.add(saved)
+            if saved.pose is not None and saved.intrinsics is not None:
+                yield View(saved.depth, frame.view.numpy(), saved.intrinsics, saved.pose)
+
+    fused, trouble = None, None
+    if {"fused_points", "page"}.intersection(settings.save):
+        try:
+            # A depth that is relative may be so frame by frame.
+            fused = fuse(views(), align=scale_source is None, farthest=settings.farthest)
+        except InputError as error:
+            trouble = error
+    deque(views(), maxlen=0)
+    if not times:
+        return
+    if "trajectory" in settings.save:
+        kitti, tum = clip_files(source, settings, "trajectory")
+        write_kitti(kitti, np.stack(poses))
+        write_tum(tum, np.stack(poses), times, f"unit: {unit}")
+    if "page" in settings.save:
+        (path,) = clip_files(source, settings, "page")
+        page.write(path, source, scale_source, settings, fused, None if poses[0] is None else np.stack(poses))
+    if "fused_points" in settings.save:
+        if trouble is not None:
+            raise InputError(f"{source.path}: {trouble}")
+        (path,) = clip_files(source, settings, "fused_points")
+        write_ply(path, fused.points, fused.colours, unit)
+
+
+class PageFrames:
+    """The frames for a clip's page: evenly spread ones of a clip whose length is not known before its end."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, Saved]] = []  # the place in the clip, and the frame
+        self.total, self.stride = 0, 1
+
+    def add(self, saved: Saved) -> None:
+        if self.total % self.stride == 0:
+            self.kept.append((self.total, saved))
+        self.total += 1
+        if len(self.kept) == 2 * MOST_FRAMES:
+            self.kept, self.stride = self.kept[::2], 2 * self.stride
+
+    def write(
+        self,
+        path: Path,
+        source: Source,
+        scale_source: str | None,
+        settings: Settings,
+        fused: FusedCloud | None,
+        poses: np.ndarray | None,
+    ) -> None:
+        """Write the page; `poses`: world_from_camera `[N, 4, 4]` of all frames that were added."""
+        nearest = settings.nearest or nearest_depth(*(saved.depth for _, saved in self.kept))
+        frames = [page_frame(saved, nearest, settings, place) for place, saved in self.kept]
+        notes = page_notes(self.kept[0][1], nearest, scale_source) + ([fused.note] if fused and fused.note else [])
+        cloud = None if fused is None else PointCloud(fused.points, fused.colours)
+        write_page(path, source.name, frames, scale_source, cloud, poses, notes, self.total)

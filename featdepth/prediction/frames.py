@@ -28,6 +28,7 @@ class Frame(NamedTuple):
 
     name: str  # that its outputs begin with
     path: str  # of its image or video
+    index: int  # its place in the source
     size: tuple[int, int] = (0, 0)  # height, width of the upright frame, pixels
     image: Tensor | None = None  # uint8 [3, H, W] at the network's size; None where it was not asked for
     view: Tensor | None = None  # uint8 [h, w, 3], at most LONGEST_VIEW pixels long; None where it was not asked for
@@ -78,30 +79,31 @@ class Wanted(NamedTuple):
     done: Collection[str] = ()  # names of frames that need no prediction any more
 
 
-def make_frame(name: str, path: str, pixels: np.ndarray, seconds: float | None, wanted: Wanted) -> Frame:
+def make_frame(name: str, path: str, index: int, pixels: np.ndarray, seconds: float | None, wanted: Wanted) -> Frame:
     """A frame from uint8 RGB `[h, w, 3]`."""
     size = pixels.shape[:2]
     image = resize(pixels, wanted.size).contiguous()
     view = resize(pixels, view_size(size)).permute(1, 2, 0).contiguous() if wanted.with_view else None
-    return Frame(name, path, size, image, view, seconds)
+    return Frame(name, path, index, size, image, view, seconds)
 
 
 class ImageFrames(Dataset):
     """The image files of a source that are not done."""
 
     def __init__(self, files: dict[str, Path], wanted: Wanted) -> None:
-        self.files = [(name, str(path)) for name, path in files.items() if name not in wanted.done]
+        places = enumerate(files.items())
+        self.files = [(index, name, str(path)) for index, (name, path) in places if name not in wanted.done]
         self.wanted = wanted
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Frame:
-        name, path = self.files[index]
+        place, name, path = self.files[index]
         try:
-            return make_frame(name, path, load_photo(path), None, self.wanted)
+            return make_frame(name, path, place, load_photo(path), None, self.wanted)
         except InputError as error:
-            return Frame(name, path, error=str(error))
+            return Frame(name, path, place, error=str(error))
 
 
 class VideoFrames(IterableDataset):
@@ -116,11 +118,11 @@ class VideoFrames(IterableDataset):
             for index, picture in enumerate(read_pictures(self.path)):
                 name = frame_name(index)
                 if name in self.wanted.done:
-                    yield Frame(name, path, picture.pixels.shape[:2], seconds=picture.seconds)
+                    yield Frame(name, path, index, picture.pixels.shape[:2], seconds=picture.seconds)
                 else:
-                    yield make_frame(name, path, picture.pixels, picture.seconds, self.wanted)
+                    yield make_frame(name, path, index, picture.pixels, picture.seconds, self.wanted)
         except InputError as error:
-            yield Frame(frame_name(index + 1), path, error=str(error))
+            yield Frame(frame_name(index + 1), path, index + 1, error=str(error))
 
 
 def frame_name(index: int) -> str:

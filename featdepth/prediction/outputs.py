@@ -18,7 +18,8 @@ from featdepth.prediction.depth import depth_at
 from featdepth.prediction.depth_files import write_depth_npz, write_depth_png, write_depth_tiff
 from featdepth.prediction.frames import Frame, frame_name
 from featdepth.prediction.inputs import Source
-from featdepth.prediction.pictures import draw_depth, write_picture
+from featdepth.prediction.page import PageFrame, write_page
+from featdepth.prediction.pictures import colour_depth, draw_depth, nearest_depth, write_picture
 from featdepth.prediction.point_cloud import METRES, RELATIVE, depth_to_points, write_ply
 
 # What can be saved of each frame, and the ending of its file.
@@ -32,9 +33,16 @@ FRAME_KINDS = {
 # What can be saved of a clip as a whole, and its files.
 CLIP_KINDS = {
     "video": ("side_by_side.mp4",),
+    "trajectory": ("trajectory_kitti.txt", "trajectory_tum.txt"),
+    "fused_points": ("fused_points.ply",),
+    "page": ("page.html",),
 }
-NEEDS_INTRINSICS = {"points"}
-NEEDS_VIEWS = {"points", "video"}  # what the frames look like
+IMAGE_KINDS = FRAME_KINDS | {"page": "_page.html"}  # of an image that belongs to no clip
+NEEDS_INTRINSICS = {"points", "fused_points"}
+USES_INTRINSICS = {"npz", "page"}  # where they are known
+NEEDS_VIEWS = {"points", "video", "fused_points", "page"}  # what the frames look like
+NEEDS_POSES = {"trajectory", "fused_points"}
+USES_POSES = NEEDS_POSES | {"page"}
 
 
 class Settings(NamedTuple):
@@ -43,6 +51,7 @@ class Settings(NamedTuple):
     out: Path
     save: Collection[str]  # of FRAME_KINDS and CLIP_KINDS
     nearest: float | None = None  # depth of the brightest colour; None: by the picture
+    farthest: float | None = None  # depth of the farthest points of clouds; None: all
     frame_rate: float = 10.0  # frames a second of folders, which know no times
 
 
@@ -51,25 +60,33 @@ class Saved(NamedTuple):
 
     frame: Frame
     depth: np.ndarray | None = None  # [h', w'], at the size of its view; None where that was not asked for
-    intrinsics: np.ndarray | None = None  # 3x3 at that size
+    intrinsics: np.ndarray | None = None  # 3x3 at that size, where they are known
+    pose: np.ndarray | None = None  # world_from_camera 4x4, in the unit of the depth; the world is the first camera
     clipped: int = 0  # pixels beyond what 16 bits can say
     error: str | None = None
 
 
-def unit_of(model: FeatDepth) -> str:
-    return RELATIVE if model.settings.metres_per_unit is None else METRES
+def unit_of(scale_source: str | None) -> str:
+    """The unit of the depth of a model with this `scale_source`."""
+    return RELATIVE if scale_source is None else METRES
 
 
 def frame_paths(source: Source, name: str, settings: Settings) -> dict[str, Path]:
     """The files of a frame, by kind."""
-    kinds = (kind for kind in settings.save if kind in FRAME_KINDS)
-    return {kind: settings.out / source.name / f"{name}{FRAME_KINDS[kind]}" for kind in kinds}
+    endings = FRAME_KINDS if source.is_clip else IMAGE_KINDS
+    kinds = (kind for kind in settings.save if kind in endings)
+    return {kind: settings.out / source.name / f"{name}{endings[kind]}" for kind in kinds}
+
+
+def clip_files(source: Source, settings: Settings, kind: str) -> list[Path]:
+    """The files of one kind of a clip as a whole."""
+    return [settings.out / source.name / name for name in CLIP_KINDS[kind]]
 
 
 def clip_paths(source: Source, settings: Settings) -> list[Path]:
-    """The files of a clip as a whole; none for single images."""
-    kinds = settings.save if source.is_clip else ()
-    return [settings.out / source.name / name for kind in kinds for name in CLIP_KINDS.get(kind, ())]
+    """All files of a clip as a whole; none for single images."""
+    kinds = (kind for kind in settings.save if kind in CLIP_KINDS and source.is_clip)
+    return [path for kind in kinds for path in clip_files(source, settings, kind)]
 
 
 def done_frames(source: Source, settings: Settings) -> set[str]:
@@ -107,13 +124,19 @@ def modified(path: Path) -> float:
 
 
 def save_frame(
-    frame: Frame, disparity: Tensor, model: FeatDepth, source: Source, settings: Settings, cameras: Cameras
+    frame: Frame,
+    disparity: Tensor,
+    pose: np.ndarray | None,
+    model: FeatDepth,
+    source: Source,
+    settings: Settings,
+    cameras: Cameras,
 ) -> Saved:
-    """Write all files of one frame from its disparity `[1, h, w]`.
+    """Write all files of one frame from its disparity `[1, h, w]`; `pose` is passed on.
 
     Raises OSError where the place cannot be written to; what is wrong with the frame itself is told in the result.
     """
-    unit, paths = unit_of(model), frame_paths(source, frame.name, settings)
+    unit, paths = unit_of(model.scale_source), frame_paths(source, frame.name, settings)
     depth = depth_at(model, disparity, frame.size)
     if not np.isfinite(depth).all():
         return Saved(frame, error=f"{frame.path}: the network's depth is not finite; try --mixed_precision no")
@@ -134,9 +157,31 @@ def save_frame(
     depth = depth if shown == frame.size else depth_at(model, disparity, shown)
     if intrinsics is not None:
         intrinsics = resize_intrinsics(torch.from_numpy(intrinsics), frame.size, shown).numpy()
+    saved = Saved(frame, depth, intrinsics, pose, clipped)
     if "points" in paths:
-        write_ply(paths["points"], *depth_to_points(depth, view, intrinsics), unit)
-    return Saved(frame, depth, intrinsics, clipped)
+        write_ply(paths["points"], *depth_to_points(depth, view, intrinsics, settings.farthest), unit)
+    if "page" in paths:
+        nearest = settings.nearest or nearest_depth(depth)
+        shown_frame, notes = page_frame(saved, nearest, settings), page_notes(saved, nearest, model.scale_source)
+        write_page(paths["page"], Path(frame.path).name, [shown_frame], model.scale_source, notes=notes)
+    return saved
+
+
+def page_frame(saved: Saved, nearest: float, settings: Settings, index: int | None = None) -> PageFrame:
+    """A frame for the page; `nearest`: depth of the brightest colour; `index`: of its pose among the clip's."""
+    view, cloud = saved.frame.view.numpy(), None
+    if saved.intrinsics is not None:
+        cloud = depth_to_points(saved.depth, view, saved.intrinsics, settings.farthest)
+    return PageFrame(saved.frame.name, view, colour_depth(saved.depth, nearest), cloud, index)
+
+
+def page_notes(saved: Saved, nearest: float, scale_source: str | None) -> list[str]:
+    """What the page's pictures mean, and why it has no point clouds where it has none."""
+    unit = " m" if scale_source is not None else " units"
+    notes = [f"Depth in colours: the brightest is {nearest:.3g}{unit} and nearer, twice as far is half way to black."]
+    if saved.intrinsics is None:
+        notes.append("No point cloud: nothing tells the camera's intrinsics (--intrinsics, --field-of-view).")
+    return notes
 
 
 def frame_intrinsics(frame: Frame, source: Source, settings: Settings, cameras: Cameras) -> np.ndarray | None:
@@ -144,4 +189,4 @@ def frame_intrinsics(frame: Frame, source: Source, settings: Settings, cameras: 
     path = source.path or Path(frame.path)
     if NEEDS_INTRINSICS.intersection(settings.save):
         return cameras.need(path, frame.size)
-    return cameras.find(path, frame.size) if "npz" in settings.save else None
+    return cameras.find(path, frame.size) if USES_INTRINSICS.intersection(settings.save) else None
