@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from featdepth.data.images import decoded
+from featdepth.data.images import LARGEST_IMAGE, decoded
 from featdepth.errors import InputError
 from featdepth.prediction.inputs import Source
 from featdepth.processes import outlive_signals
 from featdepth.video.reading import read_pictures
 
+TRAINING_ADVICE = ", or set data.skip_bad_frames=true"  # in errors of images; means nothing here
 LONGEST_VIEW = 1280  # pixels: the longer side of what point clouds, videos and pages show of a frame
 PREFETCHED = 2  # batches that each loader process has ready
 
@@ -39,10 +40,16 @@ class Frame(NamedTuple):
 def load_photo(path: str | Path) -> np.ndarray:
     """The image at `path` as people see it: uint8 RGB `[h, w, 3]`, upright, 16 bits scaled down to 8, on white.
 
-    Raises InputError as `data.images.load_image` does.
+    Raises InputError, naming the file, for one that cannot be read or has more than LARGEST_IMAGE pixels.
     """
-    with decoded(path, ("PNG", "JPEG"), None) as image:
-        return np.array(as_rgb(ImageOps.exif_transpose(image)))
+    try:
+        with decoded(path, ("PNG", "JPEG"), None) as image:
+            return np.array(as_rgb(ImageOps.exif_transpose(image)))
+    except InputError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            reason = f"has more than {LARGEST_IMAGE // 1_000_000} million pixels, the most that are read"
+            raise InputError(f"{path}: {reason}; make it smaller") from error
+        raise InputError(str(error).removesuffix(TRAINING_ADVICE)) from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

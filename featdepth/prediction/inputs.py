@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -133,10 +135,11 @@ def candidates(path: Path) -> Iterable[str]:
 
 
 def cut(name: str) -> str:
-    """The end of a name that would be too long for a file system."""
-    return (
-        os.fsdecode(os.fsencode(name)[-LONGEST_NAME:].lstrip(b"._")) if len(os.fsencode(name)) > LONGEST_NAME else name
-    )
+    """A name that a file system takes: of a longer one its beginning, and a hash that tells it from others."""
+    code = os.fsencode(name)
+    if len(code) <= LONGEST_NAME:
+        return name
+    return f"{code[: LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(code).hexdigest()[:8]}"
 
 
 def list_sources(named: dict[str, Path]) -> list[Source]:
@@ -152,6 +155,5 @@ def list_sources(named: dict[str, Path]) -> list[Source]:
 def name_frames(folder: Path) -> dict[str, Path]:
     """The images of a folder in natural order by their names, with their endings where they differ in nothing else."""
     files = [Path(file) for file in list_images(folder)]
-    stems = [file.stem.lower() for file in files]
-    repeated = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
-    return {cut(file.name if file.stem.lower() in repeated else file.stem): file for file in files}
+    count = Counter(file.stem.lower() for file in files)
+    return {cut(file.stem if count[file.stem.lower()] == 1 else file.name): file for file in files}
