@@ -39,10 +39,11 @@ from featdepth.prediction.cameras import Cameras
 from featdepth.prediction.clip_outputs import ClipOutputs
 from featdepth.prediction.depth import Way, on_device, predict_disparities
 from featdepth.prediction.frames import Wanted, load_batches
-from featdepth.prediction.inputs import Source, find_inputs, list_sources
+from featdepth.prediction.inputs import Source, find_inputs, is_image, list_sources
 from featdepth.prediction.outputs import (
     CLIP_KINDS,
     FRAME_KINDS,
+    IMAGE_KINDS,
     NEEDS_POSES,
     NEEDS_VIEWS,
     USES_POSES,
@@ -51,6 +52,7 @@ from featdepth.prediction.outputs import (
     clip_paths,
     done_frames,
     frame_intrinsics,
+    remove_outputs,
     save_frame,
     unit_of,
 )
@@ -132,7 +134,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--nearest", type=float, metavar="DEPTH", help="depth of the brightest colour (default: by what is there)")
     add("--farthest", type=float, metavar="DEPTH", help="of the points in point clouds (default: all)")
     add("--frame-rate", type=float, default=10.0, metavar="N", help="frames a second of folders (default: %(default)g)")
-    add("--overwrite", action="store_true", help="predict again what is there, also if another model made it")
+    add("--overwrite", action="store_true", help="remove what is there of the inputs, also if another model made it")
     add("--batch-size", type=int, default=8, metavar="N", help="frames in a batch, per process (default: %(default)s)")
     add("--workers", type=int, default=4, metavar="N", help="processes that decode images (default: %(default)s)")
     add("--cpu", action="store_true", help="use no GPU")
@@ -165,6 +167,9 @@ def plan_work(
 ) -> tuple[list[Source], list[str]]:
     """What there is to predict, and a line for each input that is nothing; the output folder is claimed for it."""
     inputs = find_inputs(arguments.inputs, settings.out)
+    images = [path for path in inputs.paths if not path.is_dir() and is_image(path)]
+    if len(images) == len(inputs.paths) and not set(IMAGE_KINDS).intersection(settings.save):
+        raise InputError(f"--save {','.join(settings.save)}: is made of folders and videos, and no input is one")
     made_with = {
         "model": fingerprint(model),
         "precision": accelerator.mixed_precision,
@@ -176,7 +181,10 @@ def plan_work(
         print(f"left out   {count} files {reason}")
     for failure in inputs.failures:
         complain(failure)
-    return list_sources(named), inputs.failures
+    sources = list_sources(named)
+    if arguments.overwrite:
+        remove_outputs(sources, settings.out)
+    return sources, inputs.failures
 
 
 def share(sources: list[Source], rank: int, count: int, settings: Settings) -> list[Source]:
@@ -201,7 +209,7 @@ def predict_all(
 ) -> Tally:
     """Predict this process's share of the work, source by source. A source or frame that cannot be is told and counted.
 
-    Raises OSError where the outputs cannot be written.
+    Raises InputError where the outputs cannot be written.
     """
     tally, network = Tally(), compiled(accelerator, model.depth)
     is_countable = not any(source.is_video for source in sources)
@@ -226,7 +234,7 @@ def predict_all(
         return True
 
     def predict_source(source: Source, pool: ThreadPoolExecutor) -> None:
-        done = set() if arguments.overwrite else done_frames(source, settings)
+        done = done_frames(source, settings)
         skipped = len(done) if source.files else 0  # a video's are met on the way
         tally.skipped += skipped
         bar.update(skipped)
@@ -272,6 +280,11 @@ def predict_all(
             except InputError as error:
                 tally.failed += 1
                 complain(str(error))
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise InputError(
+                    f"{error.filename or settings.out}: cannot be written ({reason}); free some space"
+                ) from error
     bar.close()
     return tally
 

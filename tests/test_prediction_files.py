@@ -10,13 +10,7 @@ import pytest
 from PIL import Image
 
 from featdepth.data.images import load_depth_image
-from featdepth.prediction.depth_files import (
-    encode_depth,
-    write_depth_npz,
-    write_depth_png,
-    write_depth_tiff,
-    written_whole,
-)
+from featdepth.prediction.depth_files import encode_depth, write_depth_npz, write_depth_png, write_depth_tiff
 from featdepth.prediction.pictures import (
     NARROWEST,
     SMALLEST_BAR,
@@ -65,14 +59,6 @@ class TestDepthFiles:
     def test_tiff_is_exact(self, tmp_path: Path, depth: np.ndarray) -> None:
         write_depth_tiff(tmp_path / "depth.tiff", depth)
         assert (np.array(Image.open(tmp_path / "depth.tiff")) == depth).all()
-
-    def test_an_interrupted_file_leaves_the_old_one(self, tmp_path: Path) -> None:
-        path = tmp_path / "file.txt"
-        path.write_text("old")
-        with pytest.raises(ValueError, match="stop"), written_whole(path) as temporary:
-            temporary.write_text("half of the new")
-            raise ValueError("stop")
-        assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 class TestPictures:

@@ -35,7 +35,14 @@ class TestInputs:
         (photos / "readme.md").touch()
         out = write_images(tmp_path / "photos" / "out", "a_picture.png")
         (tmp_path / "film.mp4").touch()
-        words = [clip, f"{photos}/*", f"{photos}/**/*.png", tmp_path / "film.mp4", tmp_path / "gone.png", photos / "a.png"]
+        words = [
+            clip,
+            f"{photos}/*",
+            f"{photos}/**/*.png",
+            tmp_path / "film.mp4",
+            tmp_path / "gone.png",
+            photos / "a.png",
+        ]
         inputs = find_inputs(words, out)
         assert inputs.paths == [clip, photos / "a.png", photos / "b.JPG", tmp_path / "film.mp4"]
         assert len(inputs.failures) == 1 and "gone.png: no such image" in inputs.failures[0]

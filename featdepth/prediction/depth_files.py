@@ -1,34 +1,28 @@
-"""Depth in files for other programs: 16-bit png as KITTI's, npz, tiff of floats. All written whole or not at all."""
+"""Depth in files for other programs: 16-bit png as KITTI's, npz, tiff of floats. All written whole or not at all.
+
+Writing makes the folder, and raises OSError where that or the file is impossible.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from featdepth.data.images import KITTI_DEPTH_UNITS
+from featdepth.prediction.point_cloud import write_bytes
 
 LARGEST_VALUE = 65535
 PNG_LEVEL = 3  # of compression: half of the time of the usual 6, some percent more bytes
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write to, with the same ending, which takes the place of `path` once all is written.
-
-    The folder is made. Raises OSError where that is impossible; what stood there before is then untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def image_bytes(image: Image.Image, file_format: str, **options: object) -> bytes:
+    """An image as a file has it. (On a disk that gets full Pillow itself may leave half a file and say nothing.)"""
+    content = io.BytesIO()
+    image.save(content, format=file_format, **options)
+    return content.getvalue()
 
 
 def encode_depth(depth: np.ndarray) -> tuple[np.ndarray, int]:
@@ -49,8 +43,7 @@ def write_depth_png(path: Path, depth: np.ndarray, unit: str) -> int:
     text = PngImagePlugin.PngInfo()
     text.add_text("depth unit", unit)
     text.add_text("values per unit", f"{KITTI_DEPTH_UNITS:g}")
-    with written_whole(path) as temporary:
-        Image.fromarray(values).save(temporary, format="PNG", compress_level=PNG_LEVEL, pnginfo=text)
+    write_bytes(path, image_bytes(Image.fromarray(values), "PNG", compress_level=PNG_LEVEL, pnginfo=text))
     return clipped
 
 
@@ -59,11 +52,11 @@ def write_depth_npz(path: Path, depth: np.ndarray, unit: str, intrinsics: np.nda
     arrays = {"depth": depth.astype(np.float32), "unit": np.array(unit)}
     if intrinsics is not None:
         arrays["intrinsics"] = intrinsics.astype(np.float64)
-    with written_whole(path) as temporary:
-        np.savez(temporary, **arrays)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(path, content.getvalue())
 
 
 def write_depth_tiff(path: Path, depth: np.ndarray) -> None:
     """Write depth `[h, w]` as a tiff of one float32 channel, without compression."""
-    with written_whole(path) as temporary:
-        Image.fromarray(depth.astype(np.float32)).save(temporary, format="TIFF")
+    write_bytes(path, image_bytes(Image.fromarray(depth.astype(np.float32)), "TIFF"))

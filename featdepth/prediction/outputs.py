@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,6 +89,19 @@ def clip_paths(source: Source, settings: Settings) -> list[Path]:
     return [path for kind in kinds for path in clip_files(source, settings, kind)]
 
 
+def remove_outputs(sources: Iterable[Source], out: Path) -> None:
+    """Remove all that there is of the `sources`, of all kinds. Raises OSError where that is impossible."""
+    whole = {name for names in CLIP_KINDS.values() for name in names}
+    for source in sources:
+        if source.is_clip:
+            made = (out / source.name).glob("*")
+            old = [path for path in made if path.name in whole or path.name.endswith(tuple(FRAME_KINDS.values()))]
+        else:
+            old = [out / f"{name}{ending}" for name in source.files for ending in IMAGE_KINDS.values()]
+        for path in old:
+            path.unlink(missing_ok=True)
+
+
 def done_frames(source: Source, settings: Settings) -> set[str]:
     """The frames of a source that need no prediction: their files are there, and not older than what they come from.
 
@@ -152,7 +165,7 @@ def save_frame(
         write_picture(paths["picture"], draw_depth(depth, unit, settings.nearest))
     clipped = write_depth_png(paths["depth_png"], depth, unit) if "depth_png" in paths else 0
     if frame.view is None:
-        return Saved(frame, clipped=clipped)
+        return Saved(frame, pose=pose, clipped=clipped)
     view, shown = frame.view.numpy(), tuple(frame.view.shape[:2])
     depth = depth if shown == frame.size else depth_at(model, disparity, shown)
     if intrinsics is not None:

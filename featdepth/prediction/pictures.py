@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from featdepth.prediction.depth_files import PNG_LEVEL, written_whole
-from featdepth.prediction.point_cloud import METRES
+from featdepth.prediction.depth_files import PNG_LEVEL, image_bytes
+from featdepth.prediction.point_cloud import METRES, write_bytes
 from featdepth.tracking import DEPTH_COLOURS, colour
 
 TABLE = colour(torch.linspace(0, 1, 1024)[None], DEPTH_COLOURS)[0]  # uint8 [1024, 3], far to near
@@ -51,8 +51,7 @@ def draw_depth(depth: np.ndarray, unit: str, nearest: float | None = None) -> Im
 
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Write a png, whole or not at all. Raises OSError where it cannot be written."""
-    with written_whole(path) as temporary:
-        picture.save(temporary, format="PNG", compress_level=PNG_LEVEL)
+    write_bytes(path, image_bytes(picture, "PNG", compress_level=PNG_LEVEL))
 
 
 def bar_height(height: int) -> int:
