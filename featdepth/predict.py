@@ -250,8 +250,10 @@ def predict_all(
             if count(saved):
                 clip.add(saved)
 
+        # Loader processes come first: they are forks, and would inherit what a thread holds at that moment for ever.
+        batches = iter(load_batches(source, wanted, arguments.batch_size, arguments.workers))
         with ClipOutputs(source, settings, model.scale_source) as clip:
-            for batch in load_batches(source, wanted, arguments.batch_size, arguments.workers):
+            for batch in batches:
                 disparities, poses = iter(()), repeat(None)
                 if batch.images is not None:
                     images = on_device(accelerator, batch.images)

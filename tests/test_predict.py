@@ -259,7 +259,7 @@ class TestBadInput:
                 pixels = np.array(Image.open(write_frame(tmp_path / "frame.png", number, (64, 96))))
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
             container.mux(stream.encode())
-        result = succeeded(predict_here(film, "--save", "depth_png,video"))
+        result = succeeded(predict_here(film, "--save", "depth_png,video", "--workers", 2))
         assert "8 written" in result.out and "1 videos" in result.out
         made = tmp_path / "out" / "film"
         assert sorted(path.name for path in made.glob("*.png")) == [f"{number:06}_depth.png" for number in range(8)]
