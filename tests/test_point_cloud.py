@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY, call_program, succeeded
+from tiny_models import tiny_config, tiny_model
 
 from featdepth.data.synthetic import Drive, Frame, Street, render_frame
 from featdepth.errors import InputError
@@ -221,3 +225,28 @@ def test_impossible_clouds_are_errors(ride: Ride) -> None:
         fuse(apart)
     with pytest.raises(InputError, match="use larger ones"):
         fuse(views, voxel=1e-6)
+
+
+def test_the_benchmark_finds_in_clouds_the_errors_of_depth(
+    street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("photometric")
+    model = tiny_model(config).eval()
+    model.depth_decoder.start_from(model.to_disparity(9.0))  # 49 m: far enough to agree from frame to frame
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    module = import_module("point_cloud")
+    monkeypatch.setattr(module, "MEASURED", 60)
+    words = ["--checkpoint", tmp_path / "model", "--data", street, "--json", tmp_path / "figures.json"]
+    succeeded(call_program(module.main, *words))
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    for name in ("predicted, all pixels", "predicted, at laser returns"):
+        assert rows[name]["abs_rel"] > 0.05
+        assert rows[name]["ray_error"] == pytest.approx(rows[name]["abs_rel"], rel=1e-5)
+    assert rows["true depth, all pixels"]["ray_error"] < 1e-6
+    assert rows["true depth, all pixels"]["surface_relative"] < 0.01 < rows["predicted, all pixels"]["surface_relative"]
+
+    relative = tiny_config("photometric", frames=[0, -1], metres_per_unit=None)
+    tiny_model(relative).eval().save_pretrained(tmp_path / "relative")
+    words[1] = tmp_path / "relative"
+    assert "its depth has no scale" in call_program(module.main, *words).error_line()

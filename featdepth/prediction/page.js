@@ -1,7 +1,7 @@
 // Shows what was predicted: frames, their depth, point clouds and the way of the camera. Axes: x right, y down, z forward.
 // The address may end in #yaw=30&pitch=20&zoom=1.5&frame=2&cloud=fused&view=above: degrees by which the view turns to the
 // right and down, a factor of nearness, the frame from 1, "frame" or "fused", "behind", "camera" or "above".
-// The page says what it did: <html data-state="ready" data-points="in the cloud" data-drawn="visible">.
+// The root element says what was done: data-state is "ready", data-points those of the cloud, data-drawn the visible ones.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -89,8 +89,12 @@ function eye(cloud) {
   const forward = [sy * cp, sp, cy * cp], right = [cy, 0, -sy];
   const down = cross(forward, right);
   let target = centre.map((value, axis) => value + range * ahead[axis]), distance = range;
-  if (isAbove || (state.source === "fused" && state.view === "behind")) [target, distance] = [cloud.middle, cloud.reach];
-  if (state.source === "frame" && state.view === "behind") distance = 1.25 * range;
+  if (isAbove || (state.source === "fused" && state.view === "behind")) {
+    // Between the cloud and where the camera was, so that both are in view.
+    target = cloud.middle.map((value, axis) => 0.7 * value + 0.3 * centre[axis]);
+    distance = cloud.reach;
+  }
+  if (state.source === "frame" && state.view === "behind") distance = 1.4 * range;
   distance /= state.zoom;
   const place = target.map((value, axis) => value - distance * forward[axis] + state.pan[axis]);
   return { place, right, down, forward, distance };
@@ -177,7 +181,7 @@ const focalOf = (width, height) => 0.9 * Math.max(height, 0.6 * width);
 function drawPoints(cloud, look, width, height) {
   const { points, radius, colours } = cloud, { pixels, nearness } = buffers;
   const { place, right, down, forward } = look;
-  const focal = focalOf(width, height), size = 1.25 * Number(byId("size").value);
+  const focal = focalOf(width, height), size = 1.5 * Number(byId("size").value);
   let drawn = 0;
   for (let i = 0, j = 0; i < cloud.count; i++, j += 3) {
     const x = points[j] - place[0], y = points[j + 1] - place[1], z = points[j + 2] - place[2];
@@ -243,7 +247,8 @@ function drawMap() {
   const pen = map.getContext("2d"), style = getComputedStyle(root), margin = 22 * ratio;
   const colour = (name) => style.getPropertyValue(name).trim();
   const [low, high] = [Math.min, Math.max].map((end) => [0, 2].map((axis) => way.reduce((a, p) => end(a, p[axis]), way[0][axis])));
-  const extent = Math.max((high[0] - low[0]) / (width - 2 * margin), (high[1] - low[1]) / (height - 2 * margin), 1e-9);
+  const sides = [high[0] - low[0], high[1] - low[1]], around = data.cloud ? 0.4 * Math.max(...sides) : 0;
+  const extent = Math.max((sides[0] + around) / (width - 2 * margin), (sides[1] + around) / (height - 2 * margin), 1e-9);
   const at = (x, z) => [
     width / 2 + (x - (low[0] + high[0]) / 2) / extent,
     height / 2 - (z - (low[1] + high[1]) / 2) / extent,
