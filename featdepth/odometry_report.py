@@ -43,6 +43,7 @@ COLUMNS = (  # of the table: heading, key, digits
 )
 AVERAGED = (*(key for _, key, _ in COLUMNS[1:]), "rpe_translation_rmse_m", "rpe_rotation_rmse_deg")
 METRIC = ("none", "6dof")  # alignments that take the estimate's unit as it is
+TRIVIAL = "straight_ahead"  # what an estimate that looks at no image scores
 
 
 class Stretch(NamedTuple):
@@ -72,6 +73,7 @@ def open_sequences(config: Config) -> FrameDataset:
     drives = dataset.drives
     dataset.samples = [pair for drive in drives for pair in known_pairs(dataset, drive)]
     dataset.drives = sorted({sample.drive for sample in dataset.samples})
+    dataset.left_out = 0  # a drive's last frame is the earlier one of no pair
     if not dataset.samples:
         names = ", ".join(drives[:5]) + (f" and {len(drives) - 5} more" if len(drives) > 5 else "")
         raise InputError(
@@ -168,10 +170,17 @@ def make_stretch(dataset: FrameDataset, rows: np.ndarray) -> Stretch:
 
 
 def score_stretch(stretch: Stretch, is_metric: bool) -> dict:
-    """What odometry.json says of a sequence; alignments that take the estimate for metres are None where it is not."""
+    """What odometry.json says of a sequence; alignments that take the estimate for metres are None where it is not.
+
+    Beside it, under `straight_ahead`, what going straight ahead at constant speed scores, under alignments with scale.
+    """
     scores = score_trajectory(stretch.truth, stretch.estimate)
     if not is_metric:
         scores |= dict.fromkeys(METRIC)
+    straight = np.tile(np.eye(4), (len(stretch.truth), 1, 1))
+    straight[:, 2, 3] = np.arange(len(straight))
+    trivial = score_trajectory(stretch.truth, straight)
+    scores[TRIVIAL] = {key: trivial[key] for key in ("ate_5_frames", *ALIGNMENTS) if key not in METRIC}
     return {"name": stretch.name, "drive": stretch.drive, "first_frame": stretch.first_frame} | scores
 
 
@@ -181,8 +190,11 @@ def average(scores: Sequence[Mapping]) -> dict:
     result: dict = {"sequences": len(scores)}
     result["ate_5_frames"] = {key: mean([each[key] for each in snippets]) for key in ("mean_m", "std_m")}
     for alignment in ALIGNMENTS:
-        known = [score[alignment] for score in scores if score[alignment] is not None]
-        result[alignment] = {key: mean([each[key] for each in known]) for key in AVERAGED} if known else None
+        if alignment in scores[0]:
+            known = [score[alignment] for score in scores if score[alignment] is not None]
+            result[alignment] = {key: mean([each[key] for each in known]) for key in AVERAGED} if known else None
+    if TRIVIAL in scores[0]:
+        result[TRIVIAL] = average([score[TRIVIAL] for score in scores])
     return result
 
 
@@ -256,9 +268,8 @@ def format_block(score: Mapping) -> list[str]:
         values = ((score[alignment].get(key), digits) for _, key, digits in COLUMNS)
         cells = ("-" if value is None else f"{value:.{digits}f}" for value, digits in values)
         lines.append(f"  {alignment:<12}" + "".join(f"{cell:>16}" for cell in cells))
-    short = score.get("ate_5_frames")
-    if short is not None:
-        lines.append(
-            f"  5-frame ATE {short['mean_m']:.4f} +- {short['std_m']:.4f} m, each 5 frames scaled on their own"
-        )
+    short = score["ate_5_frames"]
+    lines.append(f"  5-frame ATE {short['mean_m']:.4f} +- {short['std_m']:.4f} m, each 5 frames scaled on their own")
+    if TRIVIAL in score:
+        lines += ["  straight ahead at constant speed, without any image:", *format_block(score[TRIVIAL])]
     return lines

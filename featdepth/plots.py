@@ -16,11 +16,13 @@ from featdepth.errors import InputError
 from featdepth.files import write_text
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MISSING = "plots need matplotlib (pip install matplotlib)"
-TRUTH_COLOUR = "black"
-COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:orange")
+TRUE = {"color": "0.6", "linewidth": 4.0, "solid_capstyle": "round"}
+# Of the estimates: the second shows what it covers of the first.
+ESTIMATES = ({"color": "tab:red", "linewidth": 2.5}, {"color": "tab:blue", "linewidth": 1.5, "linestyle": "--"})
 STYLE = {"svg.hashsalt": "featdepth", "svg.fonttype": "none"}  # the same input gives the same file
 
 
@@ -41,47 +43,48 @@ def new_figure(width: float, height: float) -> Figure:
 def plot_ways(path: Path, truth: np.ndarray, estimates: Mapping[str, np.ndarray], title: str) -> list[Path]:
     """Draw trajectories from above into `path` with the endings png and svg, and return both.
 
-    truth, and estimates by what the legend calls them: world_from_camera `[N, 4, 4]` in one common frame, metres. What
-    is right and ahead is that of the first true camera. Raises InputError without matplotlib, OSError.
+    truth, and at most two estimates by what the legend calls them: world_from_camera `[N, 4, 4]` in one common frame,
+    metres. What is right and ahead is that of the first true camera. Raises InputError without matplotlib, OSError.
     """
     figure = new_figure(5.5, 5.5)
     axes = figure.add_subplot()
     first_from_world = np.linalg.inv(truth[0])
-    for (name, poses), colour in zip({"true": truth, **estimates}.items(), (TRUTH_COLOUR, *COLOURS), strict=False):
+    for (name, poses), style in zip({"true": truth, **estimates}.items(), (TRUE, *ESTIMATES), strict=False):
         right, _, ahead = (first_from_world @ poses)[:, :3, 3].T
-        axes.plot(right, ahead, color=colour, linewidth=1.5, label=name)
-        axes.plot(right[-1:], ahead[-1:], color=colour, marker="s", markersize=4)
-    axes.plot(0, 0, color=TRUTH_COLOUR, marker="o", markersize=6, linestyle="none", label="start")
+        axes.plot(right, ahead, label=name, **style)
+        axes.plot(right[-1:], ahead[-1:], color=style["color"], marker="s", markersize=6)
+    axes.plot(0, 0, color="black", marker="o", markersize=7, linestyle="none", label="start")
     axes.set_xlabel("right (m)")
     axes.set_ylabel("ahead (m)")
     axes.set_aspect("equal", adjustable="datalim")
-    finish(axes, title)
+    axes.set_title(title)
+    finish(axes)
     return save(figure, path)
 
 
 def plot_segment_errors(path: Path, per_length: Mapping[str, Mapping[str, dict]], title: str) -> list[Path]:
     """Draw t_rel and r_rel over the length of the segments into `path` with the endings png and svg; return both.
 
-    per_length: `score_aligned(...)["per_length"]` by what the legend calls it. Raises InputError without matplotlib,
-    OSError.
+    per_length: at most two of `score_aligned(...)["per_length"]` by what the legend calls them. Raises InputError
+    without matplotlib, OSError.
     """
     figure = new_figure(8.0, 3.6)
     panels = figure.subplots(1, 2)
     quantities = (("t_rel_percent", "translation error (%)"), ("r_rel_deg_per_100m", "rotation error (deg / 100 m)"))
     for axes, (quantity, label) in zip(panels, quantities, strict=True):
-        for (name, scores), colour in zip(per_length.items(), COLOURS, strict=False):
+        for (name, scores), style in zip(per_length.items(), ESTIMATES, strict=False):
             lengths = [float(length) for length in scores]
-            axes.plot(lengths, [score[quantity] for score in scores.values()], color=colour, marker="o", label=name)
+            axes.plot(lengths, [score[quantity] for score in scores.values()], marker="o", label=name, **style)
         axes.set_xlabel("length of the segment (m)")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        finish(axes, title)
+        finish(axes)
+    figure.suptitle(title)
     return save(figure, path)
 
 
-def finish(axes: object, title: str) -> None:
-    """Title, grid and legend."""
-    axes.set_title(title)
+def finish(axes: Axes) -> None:
+    """Grid and legend."""
     axes.grid(alpha=0.3)
     axes.legend()
 

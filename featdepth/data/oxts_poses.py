@@ -1,8 +1,8 @@
 """Camera poses of a drive of KITTI raw, from what its inertial unit measured.
 
 Latitude and longitude become metres through a Mercator projection that is scaled at the first packet: x east, y north,
-z up. A packet is the nearest of a hundred a second to its picture, so poses are interpolated in time, without which single
-steps would be wrong by up to 10 %. Positions still jump by centimetres where the reception of satellites changes.
+z up. A packet is the nearest of a hundred a second to its picture, so poses are interpolated in time, without which
+single steps would be wrong by up to 10 %. Positions still jump by centimetres where the satellites' reception changes.
 """
 
 from __future__ import annotations
