@@ -3,6 +3,7 @@
 <root>/<date>/calib_cam_to_cam.txt, calib_velo_to_cam.txt
 <root>/<date>/<date>_drive_XXXX_sync/image_02|image_03/data/XXXXXXXXXX.png|jpg
 <root>/<date>/<date>_drive_XXXX_sync/velodyne_points/data/XXXXXXXXXX.bin   ground truth (optional)
+<root>/<date>/<date>_drive_XXXX_sync/moving_02|moving_03/data/XXXXXXXXXX.png   moving things (the synthetic street)
 <root>/<date>/<date>_drive_XXXX_sync/oxts/data/XXXXXXXXXX.txt, timestamps.txt beside all these   motion (optional)
 """
 
@@ -91,6 +92,9 @@ class KittiRaw(FrameDataset):
         if self.improved:
             return self.files.depth_image(sample.drive, sample.side, sample.frame)
         return self.files.scan(sample.drive, sample.frame)
+
+    def moving_path(self, sample: Sample) -> str | None:
+        return self.files.moving_mask(sample.drive, sample.side, sample.frame)
 
     def times(self, drive: str) -> dict[int, float]:
         times = enumerate(read_times(self.files.root / drive / "image_02" / "timestamps.txt").tolist())

@@ -1,5 +1,8 @@
 """Writes a synthetic street in KITTI's raw layout: stereo pictures, laser scans, inertial data, calibration, splits.
 
+Beside these lies what only a renderer knows of each picture: exact depth, where KITTI's improved ground truth lies,
+and which pixels show moving cars, in the folders moving_02 and moving_03 that KITTI has not.
+
 python -m featdepth.data.synthetic OUT
 """
 
@@ -21,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from featdepth.config_values import shown
+from featdepth.data.images import KITTI_DEPTH_UNITS
 from featdepth.data.synthetic_kitti import DATES, INTERVAL, OXTS_FIELDS, Rig, oxts_line, timestamps
 from featdepth.data.synthetic_rays import camera_rays, cast, scanner_rays
 from featdepth.data.synthetic_render import Painter
@@ -226,12 +230,25 @@ def write_drive(out: Path, street: Street, index: int) -> None:
     (partial / "oxts" / "dataformat.txt").write_text(OXTS_FIELDS)
     for frame in range(street.frames):
         for camera in (2, 3):
-            image = Image.fromarray(drive.image(frame, camera))
-            image.save(partial / f"image_{camera:02}" / "data" / f"{frame:010}.png", compress_level=4)
+            write_pictures(partial, frame, camera, render_frame(drive, frame, camera))
         drive.scan(frame).tofile(partial / "velodyne_points" / "data" / f"{frame:010}.bin")
         measured = oxts_line(drive.trajectory.pose, INTERVAL * frame)
         (partial / "oxts" / "data" / f"{frame:010}.txt").write_text(measured)
     os.replace(partial, final)
+
+
+def write_pictures(folder: Path, number: int, camera: int, frame: Frame) -> None:
+    """Write a camera's picture, its depth (16 bits, 256 to a metre; 0: sky, or 256 m and more) and moving pixels."""
+    depth = np.round(frame.depth * np.float32(KITTI_DEPTH_UNITS))
+    depth[depth > np.iinfo(np.uint16).max] = 0
+    pictures = {
+        f"image_{camera:02}/data": frame.image,
+        f"proj_depth/groundtruth/image_{camera:02}": depth.astype(np.uint16),
+        f"moving_{camera:02}/data": np.uint8(255) * frame.moving,
+    }
+    for place, pixels in pictures.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / place / f"{number:010}.png", compress_level=4)
 
 
 def write_splits(out: Path, street: Street) -> None:
