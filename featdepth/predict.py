@@ -19,16 +19,12 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
-from itertools import repeat
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm import tqdm
 
 from featdepth.config import Config, Parser, Train
 from featdepth.egomotion import check_has_pose
@@ -36,60 +32,34 @@ from featdepth.errors import InputError, run_program
 from featdepth.intrinsics_files import field_of_view_intrinsics
 from featdepth.models import FeatDepth
 from featdepth.prediction.cameras import Cameras
-from featdepth.prediction.clip_outputs import ClipOutputs
-from featdepth.prediction.depth import Way, on_device, predict_disparities
-from featdepth.prediction.frames import Wanted, load_batches
 from featdepth.prediction.inputs import Source, find_inputs, is_image, list_sources
 from featdepth.prediction.outputs import (
     CLIP_KINDS,
     FRAME_KINDS,
     IMAGE_KINDS,
     NEEDS_POSES,
-    NEEDS_VIEWS,
-    USES_POSES,
-    Saved,
     Settings,
     clip_paths,
-    done_frames,
-    frame_intrinsics,
     remove_outputs,
-    save_frame,
     unit_of,
 )
 from featdepth.prediction.point_cloud import METRES, RELATIVE
+from featdepth.prediction.predictor import Predictor, Tally, complain
 from featdepth.prediction.record import claim, fingerprint
 from featdepth.prediction.side_by_side import check_video_writer
 from featdepth.processes import together
-from featdepth.run import compiled, device_name, make_accelerator
+from featdepth.run import device_name, make_accelerator
 from featdepth.scale import describe_scale
 
 KINDS = (*FRAME_KINDS, *CLIP_KINDS)
 LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for one with a long video
-WRITERS = 4  # threads that write files while the network goes on
-MOST_WAITING = 16  # frames that wait for them
-
-
-@dataclass
-class Tally:
-    """How many frames came to what."""
-
-    written: int = 0
-    skipped: int = 0
-    failed: int = 0
-    clipped_pixels: int = 0
-    clipped_frames: int = 0
 
 
 def main() -> None:
     arguments = parse_arguments()
     accelerator = make_accelerator(Config(train=Train(timeout=LONGEST_WAIT)), arguments.cpu)
-    with accelerator.local_main_process_first():
-        model = FeatDepth.from_pretrained(arguments.checkpoint)
-    if not model.has_depth:
-        raise InputError(f"{arguments.checkpoint}: objective {model.settings.objective} predicts no depth")
+    model = together(accelerator, lambda: load_model(arguments))
     model = model.to(accelerator.device, memory_format=torch.channels_last)
-    if NEEDS_POSES.intersection(arguments.save):
-        check_has_pose(model)
     settings = Settings(
         Path(arguments.out), arguments.save, arguments.nearest, arguments.farthest, arguments.frame_rate
     )
@@ -106,13 +76,15 @@ def main() -> None:
         f"precision {accelerator.mixed_precision}\n"
         f"inputs     {describe(sources)}"
     )
-    tally = together(accelerator, lambda: predict_all(own, accelerator, model, settings, cameras, arguments))
+    predictor = Predictor(accelerator, model, settings, cameras, arguments.batch_size, arguments.workers)
+    tally = together(accelerator, lambda: predictor.predict(own))
     total = Tally(*map(sum, zip(*gather_object([astuple(tally)]), strict=True)))
+    total.failed += len(failures)
     if accelerator.is_main_process:
-        report(total, len(failures), settings, unit_of(model.scale_source))
+        report(total, settings, unit_of(model.scale_source))
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    if total.failed or failures:
+    if total.failed:
         sys.exit(2)
 
 
@@ -162,6 +134,16 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         check_video_writer()
 
 
+def load_model(arguments: argparse.Namespace) -> FeatDepth:
+    """The model, on the CPU. Raises InputError where it cannot do what is asked for."""
+    model = FeatDepth.from_pretrained(arguments.checkpoint)
+    if not model.has_depth:
+        raise InputError(f"{arguments.checkpoint}: objective {model.settings.objective} predicts no depth")
+    if NEEDS_POSES.intersection(arguments.save):
+        check_has_pose(model)
+    return model
+
+
 def plan_work(
     arguments: argparse.Namespace, model: FeatDepth, settings: Settings, accelerator: Accelerator
 ) -> tuple[list[Source], list[str]]:
@@ -178,7 +160,7 @@ def plan_work(
     }
     named = claim(settings.out, made_with, inputs.paths, arguments.overwrite)
     for reason, count in inputs.left_out.items():
-        print(f"left out   {count} files {reason}")
+        print(f"left out   {counted(count, 'file')} {reason}")
     for failure in inputs.failures:
         complain(failure)
     sources = list_sources(named)
@@ -199,126 +181,34 @@ def share(sources: list[Source], rank: int, count: int, settings: Settings) -> l
     return own
 
 
-def predict_all(
-    sources: list[Source],
-    accelerator: Accelerator,
-    model: FeatDepth,
-    settings: Settings,
-    cameras: Cameras,
-    arguments: argparse.Namespace,
-) -> Tally:
-    """Predict this process's share of the work, source by source. A source or frame that cannot be is told and counted.
-
-    Raises InputError where the outputs cannot be written.
-    """
-    tally, network = Tally(), compiled(accelerator, model.depth)
-    is_countable = not any(source.is_video for source in sources)
-    total = sum(len(source.files) for source in sources) if is_countable else None
-    bar = tqdm(
-        total=total,
-        unit="frame",
-        dynamic_ncols=True,
-        disable=not accelerator.is_main_process or not sys.stderr.isatty(),
-    )
-
-    def count(saved: Saved) -> bool:
-        """Take a frame into the tally; whether it went well."""
-        bar.update()
-        if saved.error is not None:
-            tally.failed += 1
-            complain(saved.error)
-            return False
-        tally.written += 1
-        tally.clipped_pixels += saved.clipped
-        tally.clipped_frames += saved.clipped > 0
-        return True
-
-    def predict_source(source: Source, pool: ThreadPoolExecutor) -> None:
-        done = done_frames(source, settings)
-        skipped = len(done) if source.files else 0  # a video's are met on the way
-        tally.skipped += skipped
-        bar.update(skipped)
-        if source.files and len(done) == len(source.files):
-            return
-        wanted = Wanted((model.height, model.width), bool(NEEDS_VIEWS.intersection(settings.save)), done)
-        with_poses = source.is_clip and USES_POSES.intersection(settings.save) and hasattr(model, "pose_decoder")
-        way = Way(accelerator, model) if with_poses else None
-        waiting: deque[Future[Saved]] = deque()
-
-        def settle() -> None:
-            saved = waiting.popleft().result()
-            if count(saved):
-                clip.add(saved)
-
-        # Loader processes come first: they are forks, and would inherit what a thread holds at that moment for ever.
-        batches = iter(load_batches(source, wanted, arguments.batch_size, arguments.workers))
-        with ClipOutputs(source, settings, model.scale_source) as clip:
-            for batch in batches:
-                disparities, poses = iter(()), repeat(None)
-                if batch.images is not None:
-                    images = on_device(accelerator, batch.images)
-                    disparities = iter(predict_disparities(accelerator, network, images))
-                    poses = poses if way is None else iter(way.follow(images))
-                for frame in batch.frames:
-                    if frame.error is not None:
-                        count(Saved(frame, error=frame.error))
-                    elif frame.image is None:
-                        tally.skipped += 1
-                        bar.update()
-                    else:
-                        if source.is_clip and not waiting:
-                            frame_intrinsics(frame, source, settings, cameras)  # one line for the clip, not one a frame
-                        job = (save_frame, frame, next(disparities), next(poses), model, source, settings, cameras)
-                        waiting.append(pool.submit(*job))
-                while len(waiting) > MOST_WAITING:
-                    settle()
-            while waiting:
-                settle()
-
-    with ThreadPoolExecutor(WRITERS) as pool:
-        for source in sources:
-            try:
-                predict_source(source, pool)
-            except InputError as error:
-                tally.failed += 1
-                complain(str(error))
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise InputError(
-                    f"{error.filename or settings.out}: cannot be written ({reason}); free some space"
-                ) from error
-    bar.close()
-    return tally
-
-
-def complain(message: str) -> None:
-    """Tell of something that failed, in a line that does not disturb the progress bar."""
-    tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)
-
-
 def describe(sources: list[Source]) -> str:
     """The inputs in numbers."""
     images = sum(len(source.files) for source in sources if not source.is_clip)
     folders = [source for source in sources if source.is_clip and not source.is_video]
     frames, videos = sum(len(source.files) for source in folders), sum(source.is_video for source in sources)
-    parts = [(images, f"{images} images"), (frames, f"{frames} images in {len(folders)} folders")]
-    return ", ".join(text for number, text in [*parts, (videos, f"{videos} videos")] if number)
+    parts = [counted(images, "image")] if images else []
+    parts += [f"{counted(frames, 'image')} in {counted(len(folders), 'folder')}"] if folders else []
+    return ", ".join(parts + ([counted(videos, "video")] if videos else []))
 
 
-def report(total: Tally, meaningless: int, settings: Settings, unit: str) -> None:
+def counted(count: int, thing: str) -> str:
+    """A number of things, in words."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def report(total: Tally, settings: Settings, unit: str) -> None:
     """Print how many frames came to what."""
     if total.clipped_frames:
         limit = "256 m" if unit == METRES else "256 units"
         print(
-            f"note       {total.clipped_pixels} pixels of {total.clipped_frames} frames are farther than {limit}, the "
-            "most that depth_png can say; npz and tiff have their depth"
+            f"note       {counted(total.clipped_pixels, 'pixel')} of {counted(total.clipped_frames, 'frame')} farther "
+            f"than {limit}, the most that depth_png can say; npz and tiff have their depth"
         )
     if unit == RELATIVE:
         print("note       the model knows no metres: depth is relative, in units of the network")
     parts = [f"{total.written} written"]
     parts += [f"{total.skipped} skipped as already there"] if total.skipped else []
-    failed = total.failed + meaningless
-    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{total.failed} failed"] if total.failed else []
     print(f"{settings.out}: {', '.join(parts)}")
 
 

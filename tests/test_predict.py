@@ -137,7 +137,7 @@ class TestDepth:
     def test_far_pixels_are_told(self, predict_here: Callable[..., Result], clip: Path, tmp_path: Path) -> None:
         model = save_model(tmp_path / "far", metres_per_unit=1e5)
         result = succeeded(predict_here(clip / "0.png", model=model))
-        assert f"{SIZE[0] * SIZE[1]} pixels of 1 frames are farther than 256 m" in result.out
+        assert f"{SIZE[0] * SIZE[1]} pixels of 1 frame farther than 256 m" in result.out
         assert (np.array(Image.open(tmp_path / "out" / "0_depth.png")) == 65535).all()
 
     def test_two_processes_write_what_one_writes(
@@ -260,7 +260,7 @@ class TestBadInput:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
             container.mux(stream.encode())
         result = succeeded(predict_here(film, "--save", "depth_png,video", "--workers", 2))
-        assert "8 written" in result.out and "1 videos" in result.out
+        assert "8 written" in result.out and "1 video" in result.out
         made = tmp_path / "out" / "film"
         assert sorted(path.name for path in made.glob("*.png")) == [f"{number:06}_depth.png" for number in range(8)]
         with av.open(str(made / "side_by_side.mp4")) as container:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,45 +12,39 @@ from torch.nn import functional
 
 from featdepth.egomotion import chain_motions, motions_between
 from featdepth.models import FeatDepth
-
-DepthNetwork = Callable[[Tensor], Sequence[Tensor]]  # `FeatDepth.depth`, or that compiled
-
-
-@torch.inference_mode()
-def predict_disparities(accelerator: Accelerator, network: DepthNetwork, images: Tensor) -> Tensor:
-    """Sigmoid disparities `[B, 1, h, w]` float32, on the CPU, of `images` `[B, 3, H, W]` in [0, 1] on the device.
-
-    In the precision that the launcher asks for.
-    """
-    with accelerator.autocast():
-        disparity = network(images)[0]
-    return disparity.float().cpu()
+from featdepth.run import compiled
 
 
-class Way:
-    """Follows the camera through a clip: poses in the unit of the depth, in the axes of the first camera."""
+class Networks:
+    """The networks on the frames of one source, in the precision and with the compiler that the launcher asks for."""
 
-    def __init__(self, accelerator: Accelerator, model: FeatDepth) -> None:
+    def __init__(self, accelerator: Accelerator, model: FeatDepth, with_poses: bool = False) -> None:
+        """with_poses: follow the camera, where the model has learned motion."""
         self.accelerator, self.model = accelerator, model
+        self.depth = compiled(accelerator, model.depth)
+        self.with_poses = with_poses and hasattr(model, "pose_decoder")
         self.last: Tensor | None = None  # image [1, 3, H, W]
         self.pose = np.eye(4)  # world_from_camera of it
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Iterator[tuple[Tensor, np.ndarray | None]]:
+        """Of each of the next `images` uint8 `[B, 3, H, W]` its sigmoid disparity float32 `[1, h, w]`, on the CPU, and
+        world_from_camera `[4, 4]`: in the unit of the depth, in the axes of the first camera. None without poses.
+        """
+        images = images.to(self.accelerator.device, non_blocking=True).float() / 255
+        with self.accelerator.autocast():
+            disparities = self.depth(images)[0]
+            poses = self.follow(images) if self.with_poses else [None] * len(images)
+        return zip(disparities.float().cpu(), poses, strict=True)
 
     def follow(self, images: Tensor) -> np.ndarray:
         """world_from_camera `[B, 4, 4]` of the next `images` `[B, 3, H, W]` in [0, 1]."""
         is_first = self.last is None
         images = images if is_first else torch.cat([self.last, images])
-        motions = np.empty((0, 4, 4))
-        if len(images) > 1:
-            with self.accelerator.autocast():
-                motions = motions_between(self.model, images[:-1], images[1:])
+        motions = motions_between(self.model, images[:-1], images[1:]) if len(images) > 1 else np.empty((0, 4, 4))
         poses = self.pose @ chain_motions(motions)
         self.last, self.pose = images[-1:], poses[-1]
         return poses if is_first else poses[1:]
-
-
-def on_device(accelerator: Accelerator, images: Tensor) -> Tensor:
-    """uint8 images `[B, 3, H, W]` as floats in [0, 1] on the device of this process."""
-    return images.to(accelerator.device, non_blocking=True).float() / 255
 
 
 @torch.no_grad()

@@ -1,0 +1,151 @@
+"""The loop of a prediction: decoded ahead by processes, through the networks in batches, written by threads."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from featdepth.errors import InputError
+from featdepth.models import FeatDepth
+from featdepth.prediction.cameras import Cameras
+from featdepth.prediction.clip_outputs import ClipOutputs
+from featdepth.prediction.depth import Networks
+from featdepth.prediction.frames import Batch, Wanted, load_batches
+from featdepth.prediction.inputs import Source
+from featdepth.prediction.outputs import (
+    NEEDS_VIEWS,
+    USES_POSES,
+    Saved,
+    Settings,
+    done_frames,
+    frame_intrinsics,
+    save_frame,
+)
+
+WRITERS = 4  # threads that write files while the networks go on
+MOST_WAITING = 16  # frames that wait for them
+
+
+@dataclass
+class Tally:
+    """How many frames came to what."""
+
+    written: int = 0
+    skipped: int = 0
+    failed: int = 0  # frames, and sources as a whole
+    clipped_pixels: int = 0  # beyond what 16 bits can say
+    clipped_frames: int = 0
+
+
+class Predictor:
+    """Predicts sources and writes what `settings` want of them, on the device of `accelerator`'s process.
+
+    batch_size: frames in a batch; workers: processes that decode (0: none but this one).
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: FeatDepth,
+        settings: Settings,
+        cameras: Cameras,
+        batch_size: int = 8,
+        workers: int = 4,
+    ) -> None:
+        self.accelerator, self.model, self.settings, self.cameras = accelerator, model, settings, cameras
+        self.batch_size, self.workers = batch_size, workers
+        self.tally = Tally()
+        self.bar = tqdm(disable=True)
+        self.writers: ThreadPoolExecutor | None = None
+        self.waiting: deque[Future[Saved]] = deque()  # frames that the writers have, in order
+
+    def predict(self, sources: Iterable[Source]) -> Tally:
+        """Predict the sources one by one. What fails of them is told on standard error, and counted.
+
+        Raises InputError where the outputs cannot be written.
+        """
+        sources = list(sources)
+        total = None if any(source.is_video for source in sources) else sum(len(source.files) for source in sources)
+        hidden = not self.accelerator.is_main_process or not sys.stderr.isatty()
+        with (
+            ThreadPoolExecutor(WRITERS) as self.writers,
+            tqdm(total=total, unit="frame", dynamic_ncols=True, disable=hidden) as self.bar,
+        ):
+            for source in sources:
+                try:
+                    self.predict_source(source)
+                except InputError as error:
+                    self.tally.failed += 1
+                    complain(str(error))
+                except OSError as error:
+                    place, reason = error.filename or self.settings.out, error.strerror or error
+                    raise InputError(f"{place}: cannot be written ({reason}); free some space") from error
+        return self.tally
+
+    def predict_source(self, source: Source) -> None:
+        """Predict what is missing of a source. Raises InputError where it fails as a whole, OSError in writing."""
+        done = done_frames(source, self.settings)
+        if source.files:
+            self.skip(len(done))  # those of a video are met on the way
+            if len(done) == len(source.files):
+                return
+        wanted = Wanted((self.model.height, self.model.width), bool(NEEDS_VIEWS.intersection(self.settings.save)), done)
+        with_poses = source.is_clip and USES_POSES.intersection(self.settings.save)
+        networks = Networks(self.accelerator, self.model, bool(with_poses))
+        # Loader processes come first: they are forks, and would inherit what a thread holds at that moment for ever.
+        batches = iter(load_batches(source, wanted, self.batch_size, self.workers))
+        self.waiting.clear()
+        with ClipOutputs(source, self.settings, self.model.scale_source) as clip:
+            for batch in batches:
+                self.predict_batch(batch, source, networks)
+                self.settle(clip, MOST_WAITING)
+            self.settle(clip, 0)
+
+    def predict_batch(self, batch: Batch, source: Source, networks: Networks) -> None:
+        """Run the networks on a batch, and hand its frames to the writers."""
+        predicted = iter(() if batch.images is None else networks.predict(batch.images))
+        for frame in batch.frames:
+            if frame.error is not None:
+                self.count(Saved(frame, error=frame.error))
+            elif frame.image is None:
+                self.skip(1)
+            else:
+                if source.is_clip:  # in one line for the clip, not in one for each of its frames
+                    frame_intrinsics(frame, source, self.settings, self.cameras)
+                job = (save_frame, frame, *next(predicted), self.model, source, self.settings, self.cameras)
+                self.waiting.append(self.writers.submit(*job))
+
+    def settle(self, clip: ClipOutputs, most_waiting: int) -> None:
+        """Wait until no more than so many frames wait for writers; what is written goes to the outputs of the clip."""
+        while len(self.waiting) > most_waiting:
+            saved = self.waiting.popleft().result()
+            self.count(saved)
+            if saved.error is None:
+                clip.add(saved)
+
+    def count(self, saved: Saved) -> None:
+        """Take a frame into the tally, and tell what failed."""
+        self.bar.update()
+        if saved.error is not None:
+            self.tally.failed += 1
+            complain(saved.error)
+            return
+        self.tally.written += 1
+        self.tally.clipped_pixels += saved.clipped
+        self.tally.clipped_frames += saved.clipped > 0
+
+    def skip(self, count: int) -> None:
+        """Take frames into the tally that are there already."""
+        self.tally.skipped += count
+        self.bar.update(count)
+
+
+def complain(message: str) -> None:
+    """Tell of something that failed, in a line that does not disturb the progress bar."""
+    tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)
