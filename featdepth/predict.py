@@ -39,7 +39,7 @@ from featdepth.prediction.outputs import (
     IMAGE_KINDS,
     NEEDS_POSES,
     Settings,
-    clip_paths,
+    is_whole,
     remove_outputs,
     unit_of,
 )
@@ -60,9 +60,8 @@ def main() -> None:
     accelerator = make_accelerator(Config(train=Train(timeout=LONGEST_WAIT)), arguments.cpu)
     model = together(accelerator, lambda: load_model(arguments))
     model = model.to(accelerator.device, memory_format=torch.channels_last)
-    settings = Settings(
-        Path(arguments.out), arguments.save, arguments.nearest, arguments.farthest, arguments.frame_rate
-    )
+    ranges = (arguments.nearest, arguments.farthest)
+    settings = Settings(Path(arguments.out), arguments.save, *ranges, arguments.frame_rate, arguments.refine)
     cameras = Cameras(arguments.intrinsics, arguments.field_of_view, model)
 
     # One process looks at the inputs and claims the folder for them; then each takes its share.
@@ -106,6 +105,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--nearest", type=float, metavar="DEPTH", help="depth of the brightest colour (default: by what is there)")
     add("--farthest", type=float, metavar="DEPTH", help="of the points in point clouds (default: all)")
     add("--frame-rate", type=float, default=10.0, metavar="N", help="frames a second of folders (default: %(default)g)")
+    add(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="learn from each frame of a clip, in N steps, before the next",
+    )
     add("--overwrite", action="store_true", help="remove what is there of the inputs, also if another model made it")
     add("--batch-size", type=int, default=8, metavar="N", help="frames in a batch, per process (default: %(default)s)")
     add("--workers", type=int, default=4, metavar="N", help="processes that decode images (default: %(default)s)")
@@ -121,7 +127,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     unknown = [kind for kind in arguments.save if kind not in KINDS]
     if unknown or not arguments.save:
         raise InputError(f"--save {','.join(unknown) or 'nothing'}: can be {', '.join(KINDS)}, separated by commas")
-    for name, lowest in (("batch_size", 1), ("workers", 0)):
+    for name, lowest in (("batch_size", 1), ("workers", 0), ("refine", 0)):
         if getattr(arguments, name) < lowest:
             raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: has to be at least {lowest}")
     for name in ("nearest", "farthest", "frame_rate"):
@@ -139,7 +145,7 @@ def load_model(arguments: argparse.Namespace) -> FeatDepth:
     model = FeatDepth.from_pretrained(arguments.checkpoint)
     if not model.has_depth:
         raise InputError(f"{arguments.checkpoint}: objective {model.settings.objective} predicts no depth")
-    if NEEDS_POSES.intersection(arguments.save):
+    if NEEDS_POSES.intersection(arguments.save) or arguments.refine:
         check_has_pose(model)
     return model
 
@@ -150,13 +156,15 @@ def plan_work(
     """What there is to predict, and a line for each input that is nothing; the output folder is claimed for it."""
     inputs = find_inputs(arguments.inputs, settings.out)
     images = [path for path in inputs.paths if not path.is_dir() and is_image(path)]
-    if len(images) == len(inputs.paths) and not set(IMAGE_KINDS).intersection(settings.save):
-        raise InputError(f"--save {','.join(settings.save)}: is made of folders and videos, and no input is one")
+    asked = f"--refine {settings.refine}" if settings.refine else f"--save {','.join(settings.save)}"
+    if len(images) == len(inputs.paths) and (settings.refine or not set(IMAGE_KINDS).intersection(settings.save)):
+        raise InputError(f"{asked}: is for folders and videos, and no input is one")
     made_with = {
         "model": fingerprint(model),
         "precision": accelerator.mixed_precision,
         "intrinsics": arguments.intrinsics,
         "field of view": arguments.field_of_view,
+        "refinement": arguments.refine,
     }
     named = claim(settings.out, made_with, inputs.paths, arguments.overwrite)
     for reason, count in inputs.left_out.items():
@@ -173,7 +181,7 @@ def share(sources: list[Source], rank: int, count: int, settings: Settings) -> l
     """The part of process `rank` of `count`: its images, and whole clips where something is made of the whole clip."""
     own = []
     for number, source in enumerate(sources):
-        if source.is_video or clip_paths(source, settings):
+        if source.is_video or is_whole(source, settings):
             own += [source] if number % count == rank else []
         else:
             names = list(source.files)[rank::count]

@@ -14,15 +14,17 @@ import pytest
 import torch
 from conftest import Result, call_program, run_program_process, succeeded
 from PIL import Image
-from tiny_models import tiny_config, tiny_model
+from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 
 from featdepth import predict
 from featdepth.egomotion import chain_motions, predict_motions
+from featdepth.intrinsics_files import field_of_view_intrinsics
 from featdepth.models import FeatDepth
 from featdepth.prediction import outputs
 from featdepth.prediction.frames import load_photo
 from featdepth.prediction.inputs import Source
 from featdepth.prediction.outputs import Settings
+from featdepth.refine import refine_stream
 from featdepth.trajectory_files import read_trajectory
 
 SIZE = (50, 81)  # height, width of the frames: another than the model's
@@ -119,6 +121,29 @@ class TestDepth:
         assert tum.times == pytest.approx(np.arange(FRAMES) / 10)
         assert (made / "fused_points.ply").stat().st_size > 1000
         assert "2.png" not in (page := (made / "page.html").read_text()) and "stereo" not in page and '"4"' in page
+
+    def test_refinement_is_causal_and_begins_each_clip_anew(
+        self, predict_here: Callable[..., Result], checkpoint: Path, clip: Path, tmp_path: Path
+    ) -> None:
+        """On frames of the model's size, which nobody resizes, it is `refine_stream`, in batches of any size."""
+        for folder, first in (("one", 0), ("two", 3)):
+            for number in range(3):
+                write_frame(tmp_path / folder / f"{number}.png", first + number, (HEIGHT, WIDTH))
+        save = ("--save", "npz", "--field-of-view", 80, "--refine", 1)
+        succeeded(predict_here(tmp_path / "one", tmp_path / "two", *save))
+        model, intrinsics = FeatDepth.from_pretrained(checkpoint), field_of_view_intrinsics(80.0, (HEIGHT, WIDTH))
+        for folder in ("one", "two"):
+            frames = [load_photo(tmp_path / folder / f"{number}.png") for number in range(3)]
+            images = [torch.from_numpy(frame).permute(2, 0, 1).float() / 255 for frame in frames]
+            expected = list(refine_stream(model, images, torch.from_numpy(intrinsics).float()))
+            saved = [np.load(tmp_path / "out" / folder / f"{number}_depth.npz")["depth"] for number in range(3)]
+            assert np.stack(saved) == pytest.approx(torch.cat(expected).numpy(), rel=1e-4)
+            unrefined = model.predict_depth(images[2][None])[0, 0].numpy()
+            assert saved[2] != pytest.approx(unrefined, rel=1e-4)
+        # A frame that is missing needs all before it.
+        (tmp_path / "out" / "one" / "2_depth.npz").unlink()
+        result = succeeded(predict_here(tmp_path / "one", tmp_path / "two", *save))
+        assert "3 written, 3 skipped as already there" in result.out
 
     def test_a_model_that_knows_no_metres_names_none(
         self, predict_here: Callable[..., Result], clip: Path, tmp_path: Path
@@ -301,7 +326,8 @@ class TestBadInput:
             (["--batch-size", "0"], "--batch-size 0: has to be at least 1"),
             (["--nearest", "-1"], "--nearest -1: has to be above 0"),
             (["--field-of-view", "200"], "field of view of 200 degrees is impossible"),
-            (["--save", "video"], "--save video: is made of folders and videos"),
+            (["--save", "video"], "--save video: is for folders and videos"),
+            (["--refine", "1"], "--refine 1: is for folders and videos"),
         ],
     )
     def test_options_without_sense(

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
 from featdepth.prediction.cameras import Cameras
-from featdepth.prediction.depth import depth_at
+from featdepth.prediction.depth import Predicted, depth_at
 from featdepth.prediction.depth_files import write_depth_npz, write_depth_png, write_depth_tiff
 from featdepth.prediction.frames import Frame, frame_name
 from featdepth.prediction.inputs import Source
@@ -53,6 +52,7 @@ class Settings(NamedTuple):
     nearest: float | None = None  # depth of the brightest colour; None: by the picture
     farthest: float | None = None  # depth of the farthest points of clouds; None: all
     frame_rate: float = 10.0  # frames a second of folders, which know no times
+    refine: int = 0  # steps by which the networks adapt to each frame of a clip
 
 
 class Saved(NamedTuple):
@@ -89,6 +89,11 @@ def clip_paths(source: Source, settings: Settings) -> list[Path]:
     return [path for kind in kinds for path in clip_files(source, settings, kind)]
 
 
+def is_whole(source: Source, settings: Settings) -> bool:
+    """Whether the source has to be predicted in one go, from its beginning."""
+    return source.is_clip and (bool(clip_paths(source, settings)) or settings.refine > 0)
+
+
 def remove_outputs(sources: Iterable[Source], out: Path) -> None:
     """Remove all that there is of the `sources`, of all kinds. Raises OSError where that is impossible."""
     whole = {name for names in CLIP_KINDS.values() for name in names}
@@ -105,27 +110,25 @@ def remove_outputs(sources: Iterable[Source], out: Path) -> None:
 def done_frames(source: Source, settings: Settings) -> set[str]:
     """The frames of a source that need no prediction: their files are there, and not older than what they come from.
 
-    Of a video those before the first that is not, as far as it has been predicted. None where a file of the clip as a
-    whole is missing or older than a frame's, as all frames are needed for it then.
+    Of a video those before the first that is not, as far as it has been predicted. Where the source has to be predicted
+    in one go, all or none; none of a video that is refined, as nothing tells where it ended.
     """
 
     def is_done(name: str, path: Path) -> bool:
         made = modified(path)
         return all(modified(file) >= made > 0 for file in frame_paths(source, name, settings).values())
 
-    whole = clip_paths(source, settings)
-    if source.is_video:
-        if not all(modified(file) >= modified(source.path) > 0 for file in whole):
-            return set()
-        done: set[str] = set()
-        if frame_paths(source, "", settings):
-            while is_done(name := frame_name(len(done)), source.path):
-                done.add(name)
-        return done
-    done = {name for name, path in source.files.items() if is_done(name, path)}
-    newest = max(map(modified, source.files.values()))
-    is_whole = len(done) == len(source.files) and all(modified(file) >= newest for file in whole)
-    return done if is_whole or not whole else set()
+    files = [source.path] if source.is_video else source.files.values()
+    newest = max(map(modified, files))
+    if not all(modified(file) >= newest > 0 for file in clip_paths(source, settings)):
+        return set()
+    if not source.is_video:
+        done = {name for name, path in source.files.items() if is_done(name, path)}
+        return set() if is_whole(source, settings) and len(done) < len(source.files) else done
+    done = set()
+    while frame_paths(source, "", settings) and not settings.refine and is_done(frame_name(len(done)), source.path):
+        done.add(frame_name(len(done)))
+    return done
 
 
 def modified(path: Path) -> float:
@@ -138,19 +141,18 @@ def modified(path: Path) -> float:
 
 def save_frame(
     frame: Frame,
-    disparity: Tensor,
-    pose: np.ndarray | None,
+    predicted: Predicted,
     model: FeatDepth,
     source: Source,
     settings: Settings,
     cameras: Cameras,
 ) -> Saved:
-    """Write all files of one frame from its disparity `[1, h, w]`; `pose` is passed on.
+    """Write all files of one frame from what the networks of `model` say of it.
 
     Raises OSError where the place cannot be written to; what is wrong with the frame itself is told in the result.
     """
     unit, paths = unit_of(model.scale_source), frame_paths(source, frame.name, settings)
-    depth = depth_at(model, disparity, frame.size)
+    depth = depth_at(model, predicted.disparity, frame.size)
     if not np.isfinite(depth).all():
         return Saved(frame, error=f"{frame.path}: the network's depth is not finite; try --mixed_precision no")
     try:
@@ -165,12 +167,12 @@ def save_frame(
         write_picture(paths["picture"], draw_depth(depth, unit, settings.nearest))
     clipped = write_depth_png(paths["depth_png"], depth, unit) if "depth_png" in paths else 0
     if frame.view is None:
-        return Saved(frame, pose=pose, clipped=clipped)
+        return Saved(frame, pose=predicted.pose, clipped=clipped)
     view, shown = frame.view.numpy(), tuple(frame.view.shape[:2])
-    depth = depth if shown == frame.size else depth_at(model, disparity, shown)
+    depth = depth if shown == frame.size else depth_at(model, predicted.disparity, shown)
     if intrinsics is not None:
         intrinsics = resize_intrinsics(torch.from_numpy(intrinsics), frame.size, shown).numpy()
-    saved = Saved(frame, depth, intrinsics, pose, clipped)
+    saved = Saved(frame, depth, intrinsics, predicted.pose, clipped)
     if "points" in paths:
         write_ply(paths["points"], *depth_to_points(depth, view, intrinsics, settings.farthest), unit)
     if "page" in paths:
@@ -200,6 +202,6 @@ def page_notes(saved: Saved, nearest: float, scale_source: str | None) -> list[s
 def frame_intrinsics(frame: Frame, source: Source, settings: Settings, cameras: Cameras) -> np.ndarray | None:
     """Intrinsics 3x3 of a frame where an output has a use for them. Raises InputError where one cannot do without."""
     path = source.path or Path(frame.path)
-    if NEEDS_INTRINSICS.intersection(settings.save):
+    if NEEDS_INTRINSICS.intersection(settings.save) or (settings.refine and source.is_clip):
         return cameras.need(path, frame.size)
     return cameras.find(path, frame.size) if USES_INTRINSICS.intersection(settings.save) else None

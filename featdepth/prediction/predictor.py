@@ -8,15 +8,18 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from featdepth.errors import InputError
+from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
 from featdepth.prediction.cameras import Cameras
 from featdepth.prediction.clip_outputs import ClipOutputs
-from featdepth.prediction.depth import Networks
-from featdepth.prediction.frames import Batch, Wanted, load_batches
+from featdepth.prediction.depth import Networks, RefinedNetworks
+from featdepth.prediction.frames import Batch, Frame, Wanted, load_batches
 from featdepth.prediction.inputs import Source
 from featdepth.prediction.outputs import (
     NEEDS_VIEWS,
@@ -96,8 +99,7 @@ class Predictor:
             if len(done) == len(source.files):
                 return
         wanted = Wanted((self.model.height, self.model.width), bool(NEEDS_VIEWS.intersection(self.settings.save)), done)
-        with_poses = source.is_clip and USES_POSES.intersection(self.settings.save)
-        networks = Networks(self.accelerator, self.model, bool(with_poses))
+        networks = self.networks_for(source)
         # Loader processes come first: they are forks, and would inherit what a thread holds at that moment for ever.
         batches = iter(load_batches(source, wanted, self.batch_size, self.workers))
         self.waiting.clear()
@@ -107,19 +109,35 @@ class Predictor:
                 self.settle(clip, MOST_WAITING)
             self.settle(clip, 0)
 
+    def networks_for(self, source: Source) -> Networks:
+        """Networks that begin a source anew."""
+        with_poses = source.is_clip and bool(USES_POSES.intersection(self.settings.save))
+        if self.settings.refine and source.is_clip:
+            return RefinedNetworks(self.accelerator, self.model, self.settings.refine, with_poses)
+        return Networks(self.accelerator, self.model, with_poses)
+
     def predict_batch(self, batch: Batch, source: Source, networks: Networks) -> None:
         """Run the networks on a batch, and hand its frames to the writers."""
-        predicted = iter(() if batch.images is None else networks.predict(batch.images))
+        present = [frame for frame in batch.frames if frame.image is not None]
+        if source.is_clip and present and not self.waiting:  # in one line for the clip, not in one for each frame
+            frame_intrinsics(present[0], source, self.settings, self.cameras)
+        intrinsics = [self.seen_intrinsics(frame, source) for frame in present if self.settings.refine]
+        predicted = networks.predict(batch.images, intrinsics) if present else iter(())
         for frame in batch.frames:
             if frame.error is not None:
                 self.count(Saved(frame, error=frame.error))
             elif frame.image is None:
                 self.skip(1)
             else:
-                if source.is_clip:  # in one line for the clip, not in one for each of its frames
-                    frame_intrinsics(frame, source, self.settings, self.cameras)
-                job = (save_frame, frame, *next(predicted), self.model, source, self.settings, self.cameras)
+                job = (save_frame, frame, next(predicted), self.model, source, self.settings, self.cameras)
                 self.waiting.append(self.writers.submit(*job))
+
+    def seen_intrinsics(self, frame: Frame, source: Source) -> np.ndarray | None:
+        """Intrinsics 3x3 of a clip's frame as the networks see it."""
+        if not source.is_clip:
+            return None
+        intrinsics = torch.from_numpy(frame_intrinsics(frame, source, self.settings, self.cameras))
+        return resize_intrinsics(intrinsics, frame.size, (self.model.height, self.model.width)).numpy()
 
     def settle(self, clip: ClipOutputs, most_waiting: int) -> None:
         """Wait until no more than so many frames wait for writers; what is written goes to the outputs of the clip."""
