@@ -293,7 +293,9 @@ class TestBadInput:
             assert sum(1 for _ in container.decode(video=0)) == 8
         assert "0 written, 8 skipped" in succeeded(predict_here(film, "--save", "depth_png,video")).out
         (made / "000005_depth.png").unlink()
-        assert "3 written, 5 skipped" in succeeded(predict_here(film, "--save", "depth_png")).out
+        whole = (made / "side_by_side.mp4").read_bytes()
+        assert "3 written, 5 skipped" in succeeded(predict_here(film, "--save", "depth_png,video")).out
+        assert (made / "side_by_side.mp4").read_bytes() == whole  # not made anew of three frames
 
         damaged = bytearray(film.read_bytes())
         damaged[int(0.6 * len(damaged)) :] = bytes(len(damaged) - int(0.6 * len(damaged)))

@@ -10,12 +10,15 @@ from queue import Full, Queue
 from threading import Thread
 
 import numpy as np
+import torch
+from PIL import Image
 
 from featdepth.errors import InputError
+from featdepth.geometry import resize_intrinsics
 from featdepth.prediction.fusion import FusedCloud, View, fuse
 from featdepth.prediction.inputs import Source
 from featdepth.prediction.outputs import Saved, Settings, clip_files, page_frame, page_notes, unit_of
-from featdepth.prediction.page import MOST_FRAMES, write_page
+from featdepth.prediction.page import MOST_FRAMES, WIDEST, write_page
 from featdepth.prediction.pictures import nearest_depth
 from featdepth.prediction.point_cloud import PointCloud, write_ply
 from featdepth.prediction.side_by_side import write_side_by_side
@@ -140,7 +143,8 @@ def make_sequence(frames: Iterator[Saved], source: Source, settings: Settings, s
         write_tum(tum, np.stack(poses), times, f"unit: {unit}")
     if "page" in settings.save:
         (path,) = clip_files(source, settings, "page")
-        page.write(path, source, scale_source, settings, fused, None if poses[0] is None else np.stack(poses))
+        notes = [str(trouble)] if page.has_clouds and trouble is not None else []
+        page.write(path, source, scale_source, settings, fused, None if poses[0] is None else np.stack(poses), notes)
     if "fused_points" in settings.save:
         if trouble is not None:
             raise InputError(f"{source.path}: {trouble}")
@@ -155,9 +159,14 @@ class PageFrames:
         self.kept: list[tuple[int, Saved]] = []  # the place in the clip, and the frame
         self.total, self.stride = 0, 1
 
+    @property
+    def has_clouds(self) -> bool:
+        """Whether the clip has what a fused cloud is made of."""
+        return any(saved.pose is not None and saved.intrinsics is not None for _, saved in self.kept)
+
     def add(self, saved: Saved) -> None:
         if self.total % self.stride == 0:
-            self.kept.append((self.total, saved))
+            self.kept.append((self.total, reduced(saved)))
         self.total += 1
         if len(self.kept) == 2 * MOST_FRAMES:
             self.kept, self.stride = self.kept[::2], 2 * self.stride
@@ -170,10 +179,27 @@ class PageFrames:
         settings: Settings,
         fused: FusedCloud | None,
         poses: np.ndarray | None,
+        notes: list[str],
     ) -> None:
         """Write the page; `poses`: world_from_camera `[N, 4, 4]` of all frames that were added."""
         nearest = settings.nearest or nearest_depth(*(saved.depth for _, saved in self.kept))
         frames = [page_frame(saved, nearest, settings, place) for place, saved in self.kept]
-        notes = page_notes(self.kept[0][1], nearest, scale_source) + ([fused.note] if fused and fused.note else [])
+        notes = page_notes(self.kept[0][1], nearest, scale_source) + notes
+        notes += [fused.note] if fused and fused.note else []
         cloud = None if fused is None else PointCloud(fused.points, fused.colours)
         write_page(path, source.name, frames, scale_source, cloud, poses, notes, self.total)
+
+
+def reduced(saved: Saved) -> Saved:
+    """A frame at a size that a page shows, so that a hundred of them fit into memory."""
+    factor = -(-max(saved.depth.shape) // WIDEST)
+    if factor == 1:
+        return saved
+    view, depth = (Image.fromarray(array).reduce(factor) for array in (saved.frame.view.numpy(), saved.depth))
+    intrinsics = saved.intrinsics
+    if intrinsics is not None:
+        # Blocks of factor x factor pixels become one; the last row and column may stand for fewer.
+        covered = (depth.height * factor, depth.width * factor)
+        intrinsics = resize_intrinsics(torch.from_numpy(intrinsics), covered, (depth.height, depth.width)).numpy()
+    frame = saved.frame._replace(view=torch.from_numpy(np.array(view)))
+    return saved._replace(frame=frame, depth=np.array(depth), intrinsics=intrinsics)

@@ -14,6 +14,7 @@ from featdepth.data.listing import IMAGE, file_names, list_images, natural_key
 from featdepth.errors import InputError
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
+RECORD = "prediction.json"  # in the output folder: no name of an input
 LONGEST_NAME = 180  # bytes; file systems allow 255, and endings come behind
 
 
@@ -108,7 +109,7 @@ def name_inputs(paths: Sequence[Path], known: dict[str, str]) -> dict[str, Path]
     A name is the file's without its ending; where that is taken, folders are put before it, as in `b_x` for b/x.png.
     """
     names = {path: name for name, path in known.items()}
-    taken = {name.lower() for name in known}
+    taken = {RECORD, *(name.lower() for name in known)}
     named = {}
     for path in paths:
         absolute = os.path.abspath(path)

@@ -103,7 +103,9 @@ class Predictor:
         # Loader processes come first: they are forks, and would inherit what a thread holds at that moment for ever.
         batches = iter(load_batches(source, wanted, self.batch_size, self.workers))
         self.waiting.clear()
-        with ClipOutputs(source, self.settings, self.model.scale_source) as clip:
+        # Where frames are done already, what is made of all of them is so, too.
+        settings = self.settings._replace(save=()) if done else self.settings
+        with ClipOutputs(source, settings, self.model.scale_source) as clip:
             for batch in batches:
                 self.predict_batch(batch, source, networks)
                 self.settle(clip, MOST_WAITING)

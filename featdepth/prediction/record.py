@@ -11,10 +11,9 @@ from typing import Any
 from featdepth.errors import InputError
 from featdepth.files import read_bytes, write_text
 from featdepth.models import FeatDepth
-from featdepth.prediction.inputs import name_inputs
+from featdepth.prediction.inputs import RECORD, name_inputs
 from featdepth.run import versions
 
-RECORD = "prediction.json"
 VERSION = 1  # of what is written: raise it when that changes
 LARGEST_RECORD = 256 << 20  # bytes; a name and a path for each input
 
@@ -74,14 +73,22 @@ def read_record(out: Path) -> dict[str, Any] | None:
         record = json.loads(read_bytes(path, LARGEST_RECORD, "the record"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no record of a prediction ({error}); choose another --out") from error
-    is_record = isinstance(record, dict) and record.get("version") == VERSION
-    parts = [record.get("settings"), record.get("inputs")] if is_record else [None]
-    names = [*parts[-1].items()] if isinstance(parts[-1], dict) else [(None, None)]
-    if not all(isinstance(part, dict) for part in parts) or not all(
-        isinstance(name, str) and isinstance(source, str) and os.sep not in name for name, source in names
-    ):
+    if not is_record(record):
         raise InputError(f"{path}: no record of a prediction of this version; choose another --out")
     return record
+
+
+def is_record(content: Any) -> bool:
+    """Whether the content of a file is a record of this version, whose names lead nowhere out of the folder."""
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        return False
+    settings, inputs = content.get("settings"), content.get("inputs")
+    return (
+        isinstance(settings, dict)
+        and isinstance(inputs, dict)
+        and all(os.sep not in name and name not in ("", ".", "..") for name in inputs)
+        and all(isinstance(path, str) for path in inputs.values())
+    )
 
 
 def told(value: Any) -> str:
