@@ -181,6 +181,18 @@ def test_poses_of_another_unit_do_not_make_scales_drift(ride: Ride, factor: floa
     np.testing.assert_allclose(cloud.scales, 1, atol=0.02)
 
 
+def test_a_sky_at_one_depth_does_not_make_scales_drift() -> None:
+    intrinsics = np.array([[300.0, 0, 100], [0, 300, 40], [0, 0, 1]])
+    row, _ = np.mgrid[:160, :200]
+    depth = np.where(row > 43, 300 * 1.65 / np.maximum(row - 40.0, 1), 40.0)  # a road, and above it always 40
+    views = []
+    for index in range(8):
+        pose = np.eye(4)
+        pose[2, 3] = index
+        views.append(View(depth, np.zeros((160, 200, 3), np.uint8), intrinsics, pose))
+    np.testing.assert_allclose(fuse(views, align=True).scales, 1, atol=0.02)
+
+
 def test_what_other_views_do_not_confirm_is_left_out(ride: Ride) -> None:
     views = ride.views()
     wrong = views[3].depth.copy()

@@ -143,11 +143,13 @@ def scale_ratio(previous: Seen, view: Seen) -> float:
     view_from_previous = np.linalg.inv(view.first_from_camera) @ previous.first_from_camera
     turned = torch.from_numpy(view_from_previous[2, :3]).float() @ points[0]
     _, seen = look_up(points, view, view_from_previous)
-    y, motion = (seen / turned).numpy(), (view_from_previous[2, 3] / turned).numpy()
-    valid = np.isfinite(y) & np.isfinite(motion) & (turned > 0).numpy()
+    turned, seen = turned.numpy().astype(float), seen.numpy().astype(float)
+    valid = np.isfinite(seen) & (turned > 0)
     if not valid.any():
         return 1.0
-    y, motion = y[valid].astype(float), motion[valid].astype(float)
+    # The nearer half: what is predicted at one depth in every view, as the sky often is, seems to come along.
+    valid &= turned <= np.median(turned[valid])
+    y, motion = seen[valid] / turned[valid], view_from_previous[2, 3] / turned[valid]
     # Least absolute deviations of y - (a + b t / z), by weighted least squares; b = a, so g = 1, where t is small.
     columns, weights = np.stack([np.ones_like(motion), motion], 1), np.ones_like(y)
     prior = KNOWN_MOTION**2 * np.array([[1.0, -1.0], [-1.0, 1.0]])
