@@ -22,7 +22,7 @@ from featdepth.data import build_dataset
 from featdepth.data.synthetic import write_street
 from featdepth.data.synthetic_look import LOOKS
 from featdepth.models import FeatDepth
-from featdepth.refine import LEARNING_RATE, evaluate_refinement
+from featdepth.refine import MONOCULAR_RATE, STEREO_RATE, evaluate_refinement
 
 COLUMNS = [
     Column("median_scaled", "abs_rel", 4), Column("fixed_scale", "fixed scale", 4), Column("wins", "drives won", 0),
@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=202, help="of the drives; settings were chosen on seed 101")
     parser.add_argument("--look", choices=LOOKS, default="other", help="of the drives (default: other)")
     parser.add_argument("--steps", type=int, default=1, help="gradient steps a frame (default: 1)")
-    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help=f"default: {LEARNING_RATE:g}")
+    rates = f"default: {MONOCULAR_RATE:g} from one camera, {STEREO_RATE:g} from two"
+    parser.add_argument("--learning-rate", type=float, help=rates)
     arguments = parser.parse_args()
     device = measure.device_of(arguments)
     settings = {

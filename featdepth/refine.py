@@ -28,7 +28,10 @@ from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.validation import predict_disparity, score_prediction
 
-LEARNING_RATE = 1e-4
+# Learning rates of the depth network. Two cameras at known places, at one moment, teach reliably. With one, depth can
+# be no better than the motion that the pose network guesses, so that has to learn faster, by a factor.
+STEREO_RATE, MONOCULAR_RATE = 1e-4, 1e-5
+POSE_FACTOR = 20
 LOSS = Loss(automask=True)  # what stands still or drives ahead at our own speed would be pushed to infinity
 
 
@@ -37,14 +40,14 @@ class Refiner:
 
     model: the adapted copy, in evaluation mode, to predict with; the given one stays as it is, and where `reset` goes
     back to. Batch statistics stay those of training; depth and pose networks learn, by Adam. The objective is that of
-    training without features: photometric error and smoothness. A stereo stream keeps the metres of its baseline; with
+    training without features: photometric error and smoothness. A stereo stream learns the metres of its baseline; with
     one camera nothing but the weights holds the scale, which may drift (docs/refinement.md has figures).
 
     Raises InputError for a model that has no depth.
     """
 
-    def __init__(self, model: FeatDepth, steps: int = 1, learning_rate: float = LEARNING_RATE) -> None:
-        """steps: gradient steps for each frame; learning_rate: of Adam."""
+    def __init__(self, model: FeatDepth, steps: int = 1, learning_rate: float | None = None) -> None:
+        """steps: of gradient descent a frame; learning_rate: of the depth network (STEREO_RATE or MONOCULAR_RATE)."""
         if not model.has_depth:
             raise InputError(f"refinement: objective {model.settings.objective} predicts no depth")
         self.original, self.steps, self.learning_rate = model, steps, learning_rate
@@ -56,10 +59,13 @@ class Refiner:
         # The features' networks would be run for nothing, and intrinsics are given.
         self.model.settings = dataclasses.replace(self.model.settings, objective="photometric")
         self.model.cameras = None
-        networks = [network for name, network in self.model.named_children() if name.startswith(("depth_", "pose_"))]
-        parameters = [each for network in networks for each in network.requires_grad_(True).parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-        self.previous: Tensor | None = None
+        groups = []
+        for kind, factor in (("depth_", 1), ("pose_", POSE_FACTOR)):
+            networks = [network for name, network in self.model.named_children() if name.startswith(kind)]
+            parameters = [each for network in networks for each in network.requires_grad_(True).parameters()]
+            groups += [{"params": parameters, "factor": factor}] if parameters else []
+        self.optimizer = torch.optim.Adam(groups)
+        self.past: list[Tensor] = []  # at most two frames
 
     def learn(
         self, image: Tensor, intrinsics: Tensor, other: Tensor | None = None, stereo_pose: Tensor | None = None
@@ -67,38 +73,46 @@ class Refiner:
         """Adapt to the frame that was predicted last.
 
         image: `[3, H, W]` in [0, 1], of any size; intrinsics: `[3, 3]`, pixels of that size; other: the other camera's
-        image at the same time, with stereo_pose other_from_image `[4, 4]` in metres. Its sources are the frame before,
-        where there was one since `reset` and the model has learned motion, and the other camera's; without either
-        nothing happens. Raises InputError for another camera where the model knows no metres.
+        image at the same time, with stereo_pose other_from_image `[4, 4]` in metres. With it, the image is explained
+        from the other one; without, the frame before it from both of its neighbours, of which one shows what the other
+        hides. Where these are not there yet, or the model has learned no motion, nothing happens. Raises InputError for
+        another camera where the model knows no metres.
         """
         if other is not None and self.model.settings.metres_per_unit is None:
             raise InputError("refinement: a model that is up to scale has no use for a stereo baseline; give one image")
         size = (self.model.height, self.model.width)
         device = self.model.depth_encoder.conv1.weight.device
-        target = resized(image.to(device), size)
-        sources: dict[int | str, Tensor] = {}
-        if self.previous is not None and hasattr(self.model, "pose_decoder"):
-            sources[-1] = self.previous
+        image, intrinsics = resized(image.to(device), size), scaled(intrinsics.to(device), image, size)
         if other is not None:
-            sources[STEREO] = resized(other.to(device), size)
-        self.previous = target
-        if sources:
-            images = torch.stack([target, *sources.values()])[None]
-            batch = {"images": images, "augmented": images}
-            batch["intrinsics"] = resize_intrinsics(intrinsics.to(device), tuple(image.shape[-2:]), size)[None]
-            if other is not None:
-                batch["stereo_pose"] = stereo_pose.to(device)[None]
-            self.model.frames = [0, *sources]
-            self.descend(batch)
+            self.model.frames = [0, STEREO]
+            images = [image, resized(other.to(device), size)]
+            self.descend(images, intrinsics, STEREO_RATE, stereo_pose.to(device))
+        elif len(self.past) == 2 and hasattr(self.model, "pose_decoder"):
+            self.model.frames = [0, -1, 1]
+            self.descend([self.past[1], self.past[0], image], intrinsics, MONOCULAR_RATE)
+        self.past = [*self.past[-1:], image]
 
-    def descend(self, batch: dict[str, Tensor]) -> None:
-        """`steps` steps of gradient descent on a batch as `compute_losses` takes it."""
+    def descend(
+        self, images: Sequence[Tensor], intrinsics: Tensor, rate: float, stereo_pose: Tensor | None = None
+    ) -> None:
+        """`steps` steps of gradient descent on target and sources, each `[3, H, W]` at the model's size."""
+        frames = torch.stack(list(images))[None]
+        batch = {"images": frames, "augmented": frames, "intrinsics": intrinsics[None]}
+        if stereo_pose is not None:
+            batch["stereo_pose"] = stereo_pose[None]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["factor"] * (rate if self.learning_rate is None else self.learning_rate)
         config = Config(model=self.model.settings, loss=LOSS)
         for _ in range(self.steps):
             losses = compute_losses(self.model(batch), batch, config)
             self.optimizer.zero_grad()
             torch.stack(list(losses.values())).sum().backward()
             self.optimizer.step()
+
+
+def scaled(intrinsics: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Intrinsics `[3, 3]` of `image` `[3, H, W]`, as they are at `size`."""
+    return resize_intrinsics(intrinsics, tuple(image.shape[-2:]), size)
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -109,7 +123,11 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def refine_stream(
-    model: FeatDepth, frames: Iterable[Tensor], intrinsics: Tensor, steps: int = 1, learning_rate: float = LEARNING_RATE
+    model: FeatDepth,
+    frames: Iterable[Tensor],
+    intrinsics: Tensor,
+    steps: int = 1,
+    learning_rate: float | None = None,
 ) -> Iterator[Tensor]:
     """Depth `[1, H, W]` of each frame of one clip, from weights adapted to the frames before it.
 
@@ -126,7 +144,7 @@ def refine_stream(
 
 
 def evaluate_refinement(
-    model: FeatDepth, dataset: FrameDataset, config: Config, steps: int = 1, learning_rate: float = LEARNING_RATE
+    model: FeatDepth, dataset: FrameDataset, config: Config, steps: int = 1, learning_rate: float | None = None
 ) -> dict:
     """Scores of a test part with and without causal refinement, its gain and its cost: for a card or a benchmark.
 
@@ -159,12 +177,9 @@ def evaluate_refinement(
         part = {name: means(each[first:]) for name, each in scores.items()}
         clips.append({"drive": clip[0].drive, "side": clip[0].side, "frames": len(clip), **part})
     frames = sum(clip["frames"] for clip in clips)
-    result: dict = {
-        "kind": "causal",
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "stereo": STEREO in dataset.frames,
-    }
+    stereo = STEREO in dataset.frames
+    rate = learning_rate or (STEREO_RATE if stereo else MONOCULAR_RATE)
+    result: dict = {"kind": "causal", "steps": steps, "learning_rate": rate, "stereo": stereo}
     result |= {"images": len(scores["with"]), "frames": frames}
     for name, each in scores.items():
         result[name] = means(each) | {"frames_per_second": frames / seconds[name]}

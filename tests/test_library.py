@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from check_reference import reference_state
 from hub_server import TOKEN, serve
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
@@ -17,6 +18,7 @@ from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 import featdepth
 from featdepth.config import to_dict
 from featdepth.errors import InputError
+from featdepth.import_weights import convert
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.model_card import code, fenced, kinds_of_data
 
@@ -294,3 +296,18 @@ def test_a_run_leaves_a_card_of_its_own(finished_run: Path):
         validations = [line for line in lines if line["split"] == "validation"]
         assert record["validation"]["loss"] in [line["loss"] for line in validations]
         assert f"| `loss` | {record['validation']['loss']:.4g} |" in card and "## Configuration" in card
+
+
+@pytest.mark.parametrize("name, unit", [("featdepth_mono_r50", 36.0), ("featdepth_joint_r50", None)])
+def test_published_checkpoints_serve_as_our_own(name, unit, tmp_path):
+    imported = convert(reference_state(Path(__file__).parent / "data" / f"{name}.npz"), HEIGHT, WIDTH, unit)
+    imported.training_record = {"imported_from": "published.pth"}
+    imported.save_pretrained(tmp_path / "model")
+    again = FeatDepth.from_pretrained(tmp_path / "model")
+    image = pixels(50, 71)
+    depth = again.predict_depth(Image.fromarray(image))
+    assert depth.shape == (50, 71) and np.isfinite(depth).all() and depth.min() > 0
+    assert np.array_equal(depth, imported.predict_depth(image))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "imported from a published checkpoint, `published.pth`; its data are not recorded" in card
+    assert ("metres (stereo baseline)" if unit else "up to scale") in card and "not recorded" in card

@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import call_program, succeeded
 from tiny_models import HEIGHT, STEREO_METRES, WIDTH, tiny_batch, tiny_config, tiny_intrinsics, tiny_model
 from torch import Tensor
 
-from featdepth.config import load_config
+import train
+from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
 from featdepth.data.splits import Sample
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
 from featdepth.metrics.depth import METRICS
 from featdepth.models import FeatDepth
-from featdepth.refine import Refiner, clips_of, evaluate_refinement, is_transductive, refine_stream
+from featdepth.objective import compute_losses
+from featdepth.refine import LOSS, Refiner, clips_of, evaluate_refinement, is_transductive, refine_stream
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +30,9 @@ def model() -> FeatDepth:
 
 @pytest.fixture(scope="module")
 def frames() -> list[Tensor]:
-    """A stream of four images."""
-    return list(tiny_batch(tiny_config("photometric"), size=1, seed=3)["images"][0])
+    """A stream of five images."""
+    batches = [tiny_batch(tiny_config("photometric"), size=1, seed=seed)["images"][0] for seed in (3, 4)]
+    return list(torch.cat(batches)[:5])
 
 
 def stream(model: FeatDepth, frames: list[Tensor], steps: int = 1) -> list[Tensor]:
@@ -45,17 +49,16 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
 
 def test_a_frame_is_predicted_from_the_frames_before_it_alone(model, frames):
     depths = stream(model, frames)
-    # The first two know no pair yet, so theirs is the given model's depth.
-    for number in (0, 1):
+    # It takes three frames to learn from, so the first three are the given model's depth.
+    for number in (0, 1, 2):
         assert torch.equal(depths[number], model.predict_depth(frames[number]))
-    assert not torch.equal(depths[2], model.predict_depth(frames[2]))
+    assert not torch.equal(depths[3], model.predict_depth(frames[3]))
     # Whatever comes later, and the frame's own depth comes before it is learned from.
-    assert all(
-        torch.equal(*pair) for pair in zip(stream(model, [*frames[:3], 1 - frames[3]]), depths[:3], strict=False)
-    )
+    other_future = stream(model, [*frames[:4], 1 - frames[4]])
+    assert all(torch.equal(*pair) for pair in zip(other_future[:4], depths[:4], strict=True))
     other_past = stream(model, [1 - frames[0], *frames[1:]])
-    assert torch.equal(other_past[1], depths[1]) and not torch.equal(other_past[2], depths[2])
-    assert depths[0].shape == (1, HEIGHT, WIDTH) and not depths[3].requires_grad
+    assert torch.equal(other_past[2], depths[2]) and not torch.equal(other_past[3], depths[3])
+    assert depths[0].shape == (1, HEIGHT, WIDTH) and not depths[4].requires_grad
 
 
 def test_nothing_is_computed_before_it_is_asked_for(model, frames):
@@ -81,56 +84,63 @@ def test_a_stream_is_the_same_again_and_the_given_model_stays_as_it_is(model, fr
     assert changed(before, weights(model)) == [] and [each.training for each in model.modules()] == modes
     assert [each.requires_grad for each in model.parameters()] == needs and model.frames == [0, -1, 1, "s"]
     plain = [model.predict_depth(frame) for frame in frames]
+    plain = [model.predict_depth(frame) for frame in frames]
     assert all(torch.equal(*pair) for pair in zip(stream(model, frames, steps=0), plain, strict=True))
 
 
-def test_steps_lower_the_objective_and_leave_batch_statistics_alone(model, frames):
-    intrinsics, values = tiny_intrinsics(1)[0], []
-    refiner = Refiner(model, steps=8, learning_rate=1e-4)
-    descend = refiner.descend
-
-    def watched(batch: dict[str, Tensor]) -> None:
-        values.append(float(objective(refiner, batch)))
-        descend(batch)
-        values.append(float(objective(refiner, batch)))
-
-    refiner.descend = watched
-    refiner.learn(frames[0], intrinsics)
-    assert values == []
-    refiner.learn(frames[1], intrinsics)
-    assert values[1] < values[0]
+@pytest.mark.parametrize("cameras", ["one", "two"])
+def test_steps_lower_the_objective_and_leave_batch_statistics_alone(model, frames, cameras):
+    intrinsics, pose = tiny_intrinsics(1)[0], stereo_pose()
+    refiner = Refiner(model, steps=8)
+    if cameras == "one":
+        for frame in frames[:2]:
+            refiner.learn(frame, intrinsics)
+        assert changed(weights(model), weights(refiner.model)) == []
+        images, frame_names, more = [frames[1], frames[0], frames[2]], [0, -1, 1], {}
+        refiner.learn(frames[2], intrinsics)
+    else:
+        images, frame_names, more = [frames[0], frames[1]], [0, "s"], {"stereo_pose": pose[None]}
+        refiner.learn(frames[0], intrinsics, frames[1], pose)
+    batch = {"images": torch.stack(images)[None], "augmented": torch.stack(images)[None], **more}
+    batch["intrinsics"] = intrinsics[None]
+    before = Refiner(model).model
+    before.frames = frame_names
+    assert objective(refiner.model, batch) < objective(before, batch)
     names = changed(weights(model), weights(refiner.model))
-    assert {name.split(".")[0] for name in names} == {"depth_encoder", "depth_decoder", "pose_encoder", "pose_decoder"}
+    networks = {name.split(".")[0] for name in names}
+    assert networks == {"depth_encoder", "depth_decoder"} | (
+        {"pose_encoder", "pose_decoder"} if cameras == "one" else set()
+    )
     assert not any("running" in name or "batches" in name for name in names)
     assert not any(module.training for module in refiner.model.modules())
     refiner.reset()
-    assert changed(weights(model), weights(refiner.model)) == [] and refiner.previous is None
+    assert changed(weights(model), weights(refiner.model)) == [] and refiner.past == []
+
+
+def stereo_pose() -> Tensor:
+    pose = torch.eye(4)
+    pose[0, 3] = -STEREO_METRES
+    return pose
 
 
 @torch.no_grad()
-def objective(refiner: Refiner, batch: dict[str, Tensor]) -> Tensor:
-    from featdepth.config import Config
-    from featdepth.objective import compute_losses
-    from featdepth.refine import LOSS
-
-    config = Config(model=refiner.model.settings, loss=LOSS)
-    return torch.stack(list(compute_losses(refiner.model(batch), batch, config).values())).sum()
+def objective(model: FeatDepth, batch: dict[str, Tensor]) -> Tensor:
+    losses = compute_losses(model(batch), batch, Config(model=model.settings, loss=LOSS))
+    return torch.stack(list(losses.values())).sum()
 
 
 def test_a_stereo_pair_is_enough_to_learn_from(frames):
     model = tiny_model(tiny_config("photometric", [0, "s"])).eval()  # it has learned no motion
-    pose = torch.eye(4)
-    pose[0, 3] = -STEREO_METRES
     refiner, intrinsics = Refiner(model), tiny_intrinsics(1)[0]
-    refiner.learn(frames[0], intrinsics)
-    refiner.learn(frames[1], intrinsics)
+    for frame in frames[:3]:
+        refiner.learn(frame, intrinsics)
     assert changed(weights(model), weights(refiner.model)) == []
-    refiner.learn(frames[1], intrinsics, frames[2], pose)
+    refiner.learn(frames[3], intrinsics, frames[4], stereo_pose())
     assert changed(weights(model), weights(refiner.model)) != []
 
 
 def test_images_of_another_size_are_learned_from_at_the_models(model, frames):
-    large = [torch.nn.functional.interpolate(frame[None], scale_factor=2, mode="nearest")[0] for frame in frames]
+    large = [torch.nn.functional.interpolate(frame[None], scale_factor=2, mode="nearest")[0] for frame in frames[:4]]
     depths = list(refine_stream(model, large, tiny_intrinsics(1)[0]))
     assert [depth.shape for depth in depths] == [(1, 2 * HEIGHT, 2 * WIDTH)] * 4
 
@@ -139,7 +149,7 @@ def test_images_of_another_size_are_learned_from_at_the_models(model, frames):
 def test_models_with_features_refine_without_them(objective_name, frames):
     model = tiny_model(tiny_config(objective_name)).eval()
     refiner = Refiner(model)
-    for frame in frames[:2]:
+    for frame in frames[:3]:
         refiner.learn(frame, tiny_intrinsics(1)[0])
     names = changed(weights(model), weights(refiner.model))
     assert names and not any(name.startswith("feature") for name in names)
@@ -209,3 +219,18 @@ def test_the_other_look_changes_colours_and_camera_height_but_no_scene():
     assert np.abs(default.image(0, 2).astype(int) - other.image(0, 2)).mean() > 20
     with pytest.raises(InputError, match="--look pretty: has to be one of default, other"):
         Street(look="pretty")
+
+
+def test_a_transductive_run_says_so_in_its_model_and_on_its_card(
+    street: Path, config_file: Path, finished_run: Path, tmp_path: Path
+):
+    lists = f"data.train_files={street}/splits/test_files.txt"
+    options = [lists, f"model.init={finished_run}/model", f"run.directory={tmp_path / 'run'}", "train.max_steps=1"]
+    line = call_program(train.main, "--config", config_file, *options).error_line()
+    assert "share drives" in line and "allow_leakage" in line
+    result = call_program(train.main, "--config", config_file, *options, "data.allow_leakage=true")
+    assert "CONTAMINATED: trained on drives of another part" in succeeded(result).out
+    record = FeatDepth.from_pretrained(tmp_path / "run" / "model").training_record
+    assert record["transductive"] and len(record["contaminated"]) == 1
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert card.index("CONTAMINATED") < card.index("TRANSDUCTIVE") < card.index("## Use")
