@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from featdepth.config import Config, Parser, Train
+from featdepth.data.synthetic import available_cores
 from featdepth.egomotion import check_has_pose
 from featdepth.errors import InputError, run_program
 from featdepth.intrinsics_files import field_of_view_intrinsics
@@ -114,7 +115,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--overwrite", action="store_true", help="remove what is there of the inputs, also if another model made it")
     add("--batch-size", type=int, default=8, metavar="N", help="frames in a batch, per process (default: %(default)s)")
-    add("--workers", type=int, default=4, metavar="N", help="processes that decode images (default: %(default)s)")
+    workers = min(4, available_cores())
+    add("--workers", type=int, default=workers, metavar="N", help="processes that decode images (default: %(default)s)")
     add("--cpu", action="store_true", help="use no GPU")
     arguments = parser.parse_args()
     arguments.save = [kind for kind in arguments.save.split(",") if kind]
