@@ -119,7 +119,10 @@ def check_size(path: str | Path, found: tuple[int, int], expected: tuple[int, in
     """Raise InputError for an image whose size (height, width) is absurd or not the expected one."""
     height, width = found
     if height * width > LARGEST_IMAGE:
-        raise InputError(f"{path}: {width} x {height} pixels are too many to be a frame; replace the file")
+        raise InputError(
+            f"{path}: {width} x {height} pixels are too many to be a frame (at most {LARGEST_IMAGE // 1_000_000} "
+            "million); replace the file"
+        )
     if expected is not None and found != expected:
         raise InputError(
             f"{path}: {width} x {height} pixels, but its camera's calibration is for {expected[1]} x {expected[0]}; "
