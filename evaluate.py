@@ -3,44 +3,94 @@
 Where the test part has no ground truth, its loss is all that can be said, and is reported instead.
 
 python evaluate.py --config configs/demo.yaml [--checkpoint runs/demo/model] [--out DIR] [key=value ...]
+python evaluate.py --config configs/demo.yaml --checkpoint runs/demo/model --against runs/other/model
+python evaluate.py --cards runs/one/evaluation runs/two/evaluation
 accelerate launch evaluate.py --config configs/kitti.yaml --checkpoint runs/kitti/model
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from featdepth.cards.against import compare, format_comparison
+from featdepth.cards.comparison import compare_cards
+from featdepth.cards.content import (
+    FORMAT,
+    Leakage,
+    Results,
+    describe_losses,
+    describe_model,
+    describe_scores,
+    describe_test,
+    headline,
+    look_for_leakage,
+)
+from featdepth.cards.details import describe_details
+from featdepth.cards.pictures import draw_extremes
+from featdepth.cards.writing import command_line, write_card
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.config_checks import check_config
 from featdepth.data import build_dataset
 from featdepth.data.dataset import FrameDataset, NoGroundTruth
-from featdepth.data.splits import seen_again
 from featdepth.errors import InputError, run_program
-from featdepth.metrics.depth import score_batch
-from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
+from featdepth.objective import compute_losses
+from featdepth.odometry_report import open_sequences, report_odometry
+from featdepth.processes import together
 from featdepth.report import format_loss, format_table, image_rows, summarise, summarise_loss, write_results
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
-from featdepth.validation import (
-    gather_values,
-    predict_disparity,
-    scale_by_camera_height,
-    score_prediction,
-    validate,
-)
+from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
 
-MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
+
+class Subject(NamedTuple):
+    """A model and the data that it is tested on, at its own size of images."""
+
+    checkpoint: str
+    model: FeatDepth
+    config: Config
+    loader: DataLoader
+    missing: str | None  # what ground truth there is not, in words; None: there is some
+    leakage: Leakage
+
+    def about(self) -> dict:
+        """What metrics.json says of the model, beside its scores."""
+        return {
+            "checkpoint": self.checkpoint,
+            "scale_source": self.model.scale_source,
+            "contaminated": self.leakage.contaminated,
+            "versions": versions(),
+        }
+
+
+class Scores(NamedTuple):
+    """What was measured of a subject."""
+
+    results: Results  # of all readable images
+    metres_per_unit: float | None  # that depths were scaled with; None: by each image's median alone
+    about: dict  # for metrics.json
+
+    @property
+    def known(self) -> Results:
+        """Of the images with ground truth inside the crop and below the cap."""
+        return self.results.take(np.flatnonzero(self.results.table["pixels"] > 0))
 
 
 def main() -> None:
+    if "--cards" in sys.argv[1:]:
+        print(compare_cards(sys.argv[1:]))
+        return
     arguments = parse_arguments(None, __doc__, add_options)
     config = load_config(arguments.config, arguments.overrides, training=False)
     checkpoint = arguments.checkpoint or f"{config.run.directory}/model"
@@ -48,36 +98,32 @@ def main() -> None:
     config.run.trackers = []
     accelerator = make_accelerator(config, arguments.cpu)
     check_writable(out)
+    if arguments.odometry and arguments.against is not None:
+        raise InputError("--against compares scores of depth, and does not go with --odometry")
 
-    # The model decides on the size of its images.
-    model = FeatDepth.from_pretrained(checkpoint)
-    if not model.has_depth:
-        raise InputError(f"{checkpoint}: objective {model.settings.objective} predicts no depth")
-    model = model.to(accelerator.device, memory_format=torch.channels_last)
-    config.data.height, config.data.width = model.height, model.width
-    dataset, missing = open_test_data(config)
-    contaminated = find_contamination(model, dataset.recordings(), config)
-    accelerator.print(
-        f"model      {checkpoint}, {model.settings.objective}, {model.height}x{model.width}\n"
-        f"depth      {describe_scale(model.scale_source)}\n"
-        f"devices    {accelerator.num_processes} x {accelerator.device}\n"
-        f"test       {dataset.describe()}"
-    )
-    loader = accelerator.prepare(DataLoader(dataset, config.evaluate.batch_size, num_workers=config.data.workers))
-    about = {"checkpoint": str(checkpoint), "scale_source": model.scale_source, "contaminated": contaminated}
-    about["versions"] = versions()
-    if missing is None:
-        report_scores(accelerator, model, loader, config, out, about)
+    subject = open_subject(accelerator, checkpoint, config, arguments.odometry)
+    other = None if arguments.against is None else open_subject(accelerator, arguments.against, config)
+    if arguments.odometry:
+        report_odometry(accelerator, subject.model, subject.loader, out, subject.about())
+    elif subject.missing is None:
+        report_scores(accelerator, subject, other, out)
+    elif other is None:
+        report_loss(accelerator, subject, out)
     else:
-        report_loss(accelerator, model, loader, config, out, about, missing)
+        raise InputError(f"--against compares scores of depth, and there is no ground truth: {subject.missing}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="model directory or hub id (default: <run>/model)")
+    parser.add_argument("--against", metavar="DIR", help="another model, to be compared image by image")
     parser.add_argument("--out", metavar="DIR", help="where the results go (default: <run>/evaluation)")
+    parser.add_argument("--odometry", action="store_true", help="score trajectories of the test drives, not depth")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
+    parser.add_argument(
+        "--cards", nargs="+", metavar="DIR", help="compare evaluations that are done, by their cards; needs no --config"
+    )
 
 
 def check_writable(out: Path) -> None:
@@ -85,6 +131,27 @@ def check_writable(out: Path) -> None:
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{out}: the results cannot be written below {existing}; choose another --out")
+
+
+def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odometry: bool = False) -> Subject:
+    """Load a model and the test data as it sees them, for depth or for `odometry`, and print what they are."""
+    model = FeatDepth.from_pretrained(checkpoint)
+    if not model.has_depth:
+        raise InputError(f"{checkpoint}: objective {model.settings.objective} predicts no depth")
+    model = model.to(accelerator.device, memory_format=torch.channels_last)
+    # The model decides on the size of its images.
+    config = copy.deepcopy(config)
+    config.data.height, config.data.width = model.height, model.width
+    dataset, missing = (open_sequences(config), None) if odometry else open_test_data(config)
+    leakage = find_contamination(model, checkpoint, dataset.recordings(), config)
+    accelerator.print(
+        f"model      {checkpoint}, {model.settings.objective}, {model.height}x{model.width}\n"
+        f"depth      {describe_scale(model.scale_source)}\n"
+        f"devices    {accelerator.num_processes} x {accelerator.device}\n"
+        f"test       {dataset.describe()}"
+    )
+    loader = accelerator.prepare(DataLoader(dataset, config.evaluate.batch_size, num_workers=config.data.workers))
+    return Subject(str(checkpoint), model, config, loader, missing, leakage)
 
 
 def open_test_data(config: Config) -> tuple[FrameDataset, str | None]:
@@ -95,25 +162,56 @@ def open_test_data(config: Config) -> tuple[FrameDataset, str | None]:
         return build_dataset(config, "test", with_depth=False), str(missing)
 
 
-def find_contamination(model: FeatDepth, tested: list[str], config: Config) -> list[str]:
-    """The test recordings that the model was trained on, and those its own record admits. Refused unless allowed."""
-    record = model.training_record
-    shared = seen_again(record.get("drives", []), tested)
-    if shared and not config.data.allow_leakage:
+def find_contamination(model: FeatDepth, checkpoint: str, tested: list[str], config: Config) -> Leakage:
+    """What the model's own record says about the recordings that it is `tested` on. Refused unless allowed."""
+    leakage = look_for_leakage(model, tested)
+    if leakage.shared and not config.data.allow_leakage:
         raise InputError(
-            f"the model was trained on test drives ({', '.join(shared)}); its scores would mean nothing, "
-            "data.allow_leakage=true prints them marked CONTAMINATED"
+            f"{checkpoint}: the model was trained on test drives ({', '.join(leakage.shared)}); its scores would mean "
+            "nothing, data.allow_leakage=true prints them marked CONTAMINATED"
         )
-    return sorted({*shared, *record.get("contaminated", [])})
+    return leakage
 
 
-def report_scores(
-    accelerator: Accelerator, model: FeatDepth, loader: DataLoader, config: Config, out: Path, about: dict
-) -> None:
-    """Print the table and write `metrics.json` (with `about`) and `per_image.csv` into `out`. Every process enters."""
-    pixel_median, note = fit_pixel_median(accelerator, config)
+def report_scores(accelerator: Accelerator, subject: Subject, other: Subject | None, out: Path) -> None:
+    """Print the scores, and write `metrics.json`, `per_image.csv` and the card into `out`. Every process enters."""
+    pixel_median, note = fit_pixel_median(accelerator, subject.config)
     accelerator.print(f"median     {note}")
-    unit = model.settings.metres_per_unit
+    scores = score_subject(accelerator, subject, pixel_median)
+    other_scores = None if other is None else score_subject(accelerator, other, pixel_median)
+
+    def write() -> None:
+        config, known = subject.config, scores.known
+        skipped = len(subject.loader.dataset) - len(scores.results.samples)
+        result = summarise(known, config) | {"skipped_images": skipped} | scores.about
+        against = None if other is None else compare_subjects(known, other, other_scores, config)
+        card = describe("depth", subject, known, skipped, scores.about["scale_source"])
+        card |= describe_scores(known, config)
+        card |= {"details": describe_details(known), "pixel_median_of": note, "against": against}
+        pictures = draw_extremes(subject.model, subject.loader.dataset, config, scores.metres_per_unit, card)
+        write_results(out, result, image_rows(scores.results, config))
+        write_card(out, card, pictures)
+        print(format_table(result))
+        if against is not None:
+            print(format_comparison(against))
+        print(f"written to {out}")
+
+    together(accelerator, write, main_only=True)
+
+
+def compare_subjects(this: Results, other: Subject, other_scores: Scores, config: Config) -> dict:
+    """What the card says of the model that this one is compared with."""
+    return {
+        "model": describe_model(other.model, other.checkpoint, other_scores.about["scale_source"]),
+        "leakage": other.leakage.describe(),
+        **compare(this, other_scores.known, headline(config)),
+    }
+
+
+def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tensor | None) -> Scores:
+    """Scores of all readable test images. Every process enters."""
+    model, loader, config = subject.model, subject.loader, subject.config
+    unit, about = model.settings.metres_per_unit, subject.about()
     if config.evaluate.camera_height is not None:
         unit, found = scale_by_camera_height(accelerator, model, loader, config)
         about |= {"scale_source": CAMERA_HEIGHT, "camera_height": found}
@@ -121,91 +219,63 @@ def report_scores(
             f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
             f"{found['images']} images show the ground, {found['images_without_ground']} do not"
         )
-    table = gather_values(accelerator, model, loader, lambda batch: score_all(model, batch, pixel_median, unit, config))
-    if accelerator.is_main_process:
-        samples = loader.dataset.samples
-        result = summarise(table, config) | {"skipped_images": len(samples) - len(table)} | about
-        write_results(out, result, image_rows(table, list(map(str, samples))))
-        print(format_table(result))
-        print(f"written to {out}")
+
+    def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return score_images(model, batch, pixel_median, unit, moving_masks(loader.dataset, batch), config)
+
+    table = gather_columns(accelerator, model, loader, columns)
+    return Scores(Results.of(table, loader.dataset.samples), unit, about)
 
 
-def report_loss(
-    accelerator: Accelerator,
-    model: FeatDepth,
-    loader: DataLoader,
-    config: Config,
-    out: Path,
-    about: dict,
-    missing: str,
-) -> None:
-    """Print the loss and its terms, and write them (with `about`) to `metrics.json` in `out`. Every process enters.
+def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:
+    """Print the loss and its terms, and write them to `metrics.json` and the card in `out`. Every process enters.
 
-    missing: what ground truth there is not. Frames and weights of the terms are the configuration's, the networks and
-    their range of depths the model's; InputError where the two do not go together.
+    Frames and weights of the terms are the configuration's, the networks and their range of depths the model's;
+    InputError where the two do not go together.
     """
+    model, config, loader = subject.model, subject.config, subject.loader
     config.model, model.frames = model.settings, config.data.frames
-    check_config(config, about["checkpoint"], check_files=False, training=False)
+    check_config(config, subject.checkpoint, check_files=False, training=False)
     if model.temporal_sources and not hasattr(model, "pose_decoder"):
-        frames = config.data.frames
-        raise InputError(f"{about['checkpoint']}: has learned no motion for the loss of data.frames {frames}")
+        raise InputError(
+            f"{subject.checkpoint}: has learned no motion for the loss of data.frames {config.data.frames}"
+        )
     if model.cameras is not None:
         loader.dataset.number_cameras(model.cameras.names)
-    losses = validate(accelerator, model, loader, config, with_depth=False)
-    if accelerator.is_main_process:
-        result = summarise_loss(losses, missing) | {"skipped_images": len(loader.dataset) - losses["samples"]} | about
+    table = gather_columns(
+        accelerator,
+        model,
+        loader,
+        lambda batch: {**compute_losses(model(batch), batch, config), "index": batch["index"]},
+    )
+
+    def write() -> None:
+        results = Results.of(table, loader.dataset.samples)
+        skipped = len(loader.dataset) - len(results.samples)
+        result = summarise_loss(results.table, subject.missing) | {"skipped_images": skipped} | subject.about()
+        card = describe("loss", subject, results, skipped, model.scale_source)
+        card |= describe_losses(results) | {"no_ground_truth": subject.missing, "against": None}
+        pictures = draw_extremes(model, loader.dataset, config, None, card)
         write_results(out, result)
+        write_card(out, card, pictures)
         print(format_loss(result))
         print(f"written to {out}")
 
-
-def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor | None, str]:
-    """Median depth (metres) at each place of the image over the training drives, and how it was made, in words.
-
-    None where the training part has no ground truth here; the words say why. Every process enters.
-    """
-    try:
-        dataset = build_dataset(config, "train", with_depth=True, frames=[0], require_depth=True)
-    except InputError as error:
-        return None, f"no per-pixel median: {error}"
-    stride = -(-len(dataset) // MOST_MEDIAN_FRAMES)
-    samples = dataset.samples[::stride]
-    histogram = sum(
-        (
-            depth_histogram(dataset.load_depth(sample))
-            for sample in samples[accelerator.process_index :: accelerator.num_processes]
-        ),
-        start=torch.zeros(*GRID, BINS),
-    )
-    histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
-    return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
+    together(accelerator, write, main_only=True)
 
 
-@torch.no_grad()
-def score_all(
-    model: FeatDepth,
-    batch: dict[str, Tensor],
-    pixel_median: Tensor | None,
-    metres_per_unit: float | None,
-    config: Config,
-) -> Tensor:
-    """One row `[B, 5 * 8 + 3]` per image: METRICS of each of PREDICTORS, then scale ratio, pixels, index."""
-    scores = score_prediction(model, predict_disparity(model, batch, config), batch, config, metres_per_unit)
-    constant = score_trivial(torch.ones(1, 1), batch, config)
-    columns = [scores.median_scaled, scores.fixed_scale, constant.median_scaled]
-    if pixel_median is not None:
-        trivial = score_trivial(1 / pixel_median, batch, config)
-        columns += [trivial.median_scaled, trivial.fixed_scale]
-    else:
-        columns += [torch.full_like(scores.median_scaled, torch.nan)] * 2
-    columns += [torch.stack([scores.ratio, scores.pixels, batch["index"].float()], dim=1)]
-    return torch.cat(columns, dim=1)
-
-
-def score_trivial(inverse_depth: Tensor, batch: dict[str, Tensor], config: Config):
-    """`DepthScores` of one map `[h, w]` for every image of the batch."""
-    maps = inverse_depth.to(batch["depth"].device).expand(len(batch["depth"]), 1, *inverse_depth.shape)
-    return score_batch(maps, batch["depth"], batch["depth_size"], config.evaluate.crop, config.evaluate.cap)
+def describe(kind: str, subject: Subject, results: Results, skipped: int, scale_source: str | None) -> dict:
+    """What every card says, of whatever kind: who was tested, on what, and how."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "contaminated": subject.leakage.contaminated,
+        "leakage": subject.leakage.describe(),
+        "model": describe_model(subject.model, subject.checkpoint, scale_source),
+        "test": describe_test(subject.config, results.samples, skipped),
+        "command": command_line(),
+        "versions": versions(),
+    }
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from featdepth.badsteps import BadSteps, propagate
 from featdepth.checkpoint import Progress, resume, save_checkpoint
-from featdepth.circumstances import circumstances
+from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
+from featdepth.refine import is_transductive
 from featdepth.run import RunDirectory, bare_model, compilation, compiled, device_name, make_accelerator, versions
 from featdepth.scale import describe_scale
 from featdepth.schedule import learning_rate
@@ -56,6 +57,8 @@ def main() -> None:
     for dataset in (train_data, validation_data) if learned else ():
         dataset.number_cameras(model.cameras.names)
     model.record_training(train_data.recordings(), contaminated, versions())
+    kinds = {member.config.kind for member in train_data.members}
+    model.record_configuration(to_dict(config), kinds, is_transductive(config, train_data.recordings()))
     model = model.to(memory_format=torch.channels_last)
     if config.train.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -79,6 +82,7 @@ def main() -> None:
     set_seed(config.train.seed, device_specific=True)
     progress, checkpoints, resumed = Progress(), directory / "checkpoints", None
     conditions = circumstances(accelerator, config, train_data.samples, validation_data.samples)
+    bare.training_record |= {"seed": config.train.seed, "configuration": configuration_digest(conditions, config)}
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
 
@@ -123,6 +127,7 @@ def main() -> None:
         is_best = result["loss"] < (math.inf if progress.best_loss is None else progress.best_loss)
         progress.validated, progress.best_loss = progress.step, result["loss"] if is_best else progress.best_loss
         line = {"split": "validation", "epoch": progress.epoch, "step": progress.step, **result}
+        bare.record_validation({"epoch": progress.epoch, "step": progress.step, **result})
         accelerator.log({f"validation/{key}": value for key, value in result.items()}, step=progress.step)
 
         def write() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,9 @@ NOTED = {
     "threads": "rounding may differ",
     "compilation": "rounding and dropout may differ",
 }
+
+# What does not make another configuration, beside what only rounding notices.
+NO_CONFIGURATION = {*NOTED, "train.seed", "device", "validation samples"}
 
 OTHER_STEPS = "each step is made of other samples"
 OTHER_NETWORKS = "the networks are others than those that were trained"
@@ -84,6 +88,16 @@ def fingerprint(samples: Sequence[object]) -> str:
     """A short text that tells one list of samples from another."""
     digest = hashlib.sha256("\n".join(map(str, samples)).encode()).hexdigest()
     return f"{len(samples)} ({digest[:8]})"
+
+
+def configuration_digest(conditions: dict[str, object], config: Config) -> str:
+    """A short text that runs have in common which differ in nothing but their seed.
+
+    conditions: of the run; its length counts too, which a resumed run may change.
+    """
+    kept = {key: value for key, value in conditions.items() if key not in NO_CONFIGURATION}
+    kept |= {"train.epochs": config.train.epochs, "train.max_steps": config.train.max_steps}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(saved: dict[str, object], now: dict[str, object]) -> tuple[list[str], list[str]]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
+import torch
 
+from featdepth.cards.content import Results, headline, scale_ratio
 from featdepth.config import Config
 from featdepth.errors import InputError
 from featdepth.files import write_text
-from featdepth.metrics.depth import METRICS, mean_scores, median
+from featdepth.metrics.breakdown import DETAILS
+from featdepth.metrics.depth import METRICS, mean_scores
 from featdepth.scale import CAMERA_HEIGHT
 
-WIDTH = len(METRICS)
 PREDICTORS = ("median_scaled", "fixed_scale", "constant_depth", "pixel_median", "pixel_median_fixed_scale")
 TITLES = (
     "model, median-scaled",
@@ -27,34 +28,32 @@ TITLES = (
 )
 
 
-def summarise(table: Tensor, config: Config) -> dict:
-    """Means over all images with ground truth: the content of metrics.json."""
-    pixels = table[:, -2]
+def summarise(results: Results, config: Config) -> dict:
+    """Means over all images, which have ground truth: the content of metrics.json. InputError where there is none."""
+    flip = headline(config)
     result: dict = {
         "protocol": config.evaluate.protocol,
         "crop": config.evaluate.crop,
         "cap": config.evaluate.cap,
         "flip": config.evaluate.flip,
-        "images": int((pixels > 0).sum()),
+        "images": len(results.samples),
     }
-    if result["images"] == 0:
+    if not results.samples:
         raise InputError("no test image has ground truth inside the crop and below the cap; see evaluate.crop and .cap")
-    for position, name in enumerate(PREDICTORS):
-        rows = table[:, position * WIDTH : (position + 1) * WIDTH]
-        result[name] = None if rows[pixels > 0].isnan().all() else mean_scores(rows, pixels)
-    ratios = table[:, -3][pixels > 0].double()
-    middle = median(ratios)
-    result["scale_ratio"] = {"median": float(middle), "std": float((ratios / middle).std(correction=0))}
-    return result
+    for name in PREDICTORS:
+        rows = torch.from_numpy(results.table[f"{name}.{flip}" if name in PREDICTORS[:2] else name])
+        result[name] = None if rows.isnan().all() else mean_scores(rows, torch.ones(len(rows)))
+    return result | {"scale_ratio": scale_ratio(results.table[f"ratio.{flip}"])}
 
 
-def summarise_loss(losses: dict[str, float], missing: str) -> dict:
+def summarise_loss(losses: dict[str, np.ndarray], missing: str) -> dict:
     """The content of metrics.json where ground truth is missing: no scores, but the loss and its terms.
 
-    losses: as `validate` gives them; missing: what is missing, in words.
+    losses: terms of the loss of each image, `[N]` by name; missing: what is missing, in words.
     """
-    terms = {name: value for name, value in losses.items() if name not in ("loss", "samples")}
-    result = {"no_ground_truth": missing, "images": losses["samples"], "loss": losses["loss"], "terms": terms}
+    terms = {name: float(values.mean()) for name, values in losses.items()}
+    images = len(next(iter(losses.values())))
+    result = {"no_ground_truth": missing, "images": images, "loss": sum(terms.values()), "terms": terms}
     return result | dict.fromkeys((*PREDICTORS, "scale_ratio"))
 
 
@@ -68,14 +67,18 @@ def write_results(out: Path, result: dict, images: str | None = None) -> None:
         raise InputError(f"{out}: the results cannot be written ({error.strerror}); choose another --out") from error
 
 
-def image_rows(table: Tensor, names: Sequence[str]) -> str:
-    """The content of per_image.csv: scores, median-scaled and at fixed scale, of each image; `names`: by index."""
+def image_rows(results: Results, config: Config) -> str:
+    """The content of per_image.csv: scores, median-scaled and at fixed scale, of each image, and its details."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    flip, table = headline(config), results.table
     metric_names = [f"{name}_{metric}" for name in PREDICTORS[:2] for metric in METRICS]
-    writer.writerow(["image", *metric_names, "scale_ratio", "pixels"])
-    for row in table.tolist():
-        writer.writerow([names[int(row[-1])], *row[: 2 * WIDTH], row[-3], int(row[-2])])
+    writer.writerow(["image", *metric_names, "scale_ratio", "pixels", *DETAILS])
+    numbers = np.column_stack([table[f"{name}.{flip}"] for name in PREDICTORS[:2]] + [table[f"ratio.{flip}"]])
+    pixels = table["pixels"].astype(int)
+    for place, sample in enumerate(results.samples):
+        details = ["" if np.isnan(value) else value for value in table["details"][place, : len(DETAILS)].tolist()]
+        writer.writerow([sample, *numbers[place].tolist(), pixels[place], *details])
     return text.getvalue()
 
 

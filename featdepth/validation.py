@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config
-from featdepth.data import augment
+from featdepth.data import augment, build_dataset
+from featdepth.data.dataset import FrameDataset
 from featdepth.errors import InputError
+from featdepth.metrics.breakdown import score_details
 from featdepth.metrics.camera_height import ground_height
-from featdepth.metrics.depth import METRICS, flip_post_process, mean_scores, median, score_batch
+from featdepth.metrics.depth import flip_post_process, mean_scores, median, score_batch
+from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.run import bare_model
+
+MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 
 
 @torch.no_grad()
@@ -46,6 +52,30 @@ def gather_values(
     return torch.cat(rows)
 
 
+def gather_columns(
+    accelerator: Accelerator,
+    model: nn.Module,
+    loader: DataLoader,
+    columns: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Tensor] | None:
+    """`gather_values` of named columns: `columns(batch)` {name: `[B]` or `[B, K]`} -> CPU {name: `[N]` or `[N, K]`}."""
+    widths: dict[str, int | None] = {}
+
+    def values(batch: dict[str, Tensor]) -> Tensor:
+        found = columns(batch)
+        widths.update({name: column.shape[1] if column.ndim > 1 else None for name, column in found.items()})
+        return torch.cat([column.float().reshape(len(column), -1) for column in found.values()], dim=1)
+
+    table = gather_values(accelerator, model, loader, values, interrupted)
+    if table is None:
+        return None
+    parts = table.split([1 if width is None else width for width in widths.values()], dim=1)
+    return {
+        name: part[:, 0] if width is None else part for (name, width), part in zip(widths.items(), parts, strict=True)
+    }
+
+
 def validate(
     accelerator: Accelerator,
     model: nn.Module,
@@ -63,30 +93,106 @@ def validate(
     """
     names: list[str] = []
 
-    def values(batch: dict[str, Tensor]) -> Tensor:
+    def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         prediction = model(batch)
         losses = losses_of(prediction, batch, config)
         names[:] = losses
-        columns = [torch.stack(list(losses.values()), dim=1)]
-        if with_depth:
-            scores = score_prediction(bare, prediction.disparities[0], batch, config, bare.settings.metres_per_unit)
-            columns += [scores.median_scaled, scores.fixed_scale, scores.pixels[:, None]]
-        return torch.cat([column.float() for column in columns], dim=1)
+        if not with_depth:
+            return losses
+        scores = score_prediction(bare, prediction.disparities[0], batch, config, bare.settings.metres_per_unit)
+        return {**losses, "median": scores.median_scaled, "fixed": scores.fixed_scale, "pixels": scores.pixels}
 
     bare: FeatDepth = bare_model(accelerator, model)
-    table = gather_values(accelerator, model, loader, values, interrupted)
+    table = gather_columns(accelerator, model, loader, columns, interrupted)
     if table is None:
         return None
-    table = table.double()
-    means = dict(zip(names, table[:, : len(names)].mean(0).tolist(), strict=True))
-    result = {"loss": sum(means.values()), **means, "samples": len(table)}
+    means = {name: float(table[name].double().mean()) for name in names}
+    result = {"loss": sum(means.values()), **means, "samples": len(table[names[0]])}
     if with_depth:
-        median_scaled, fixed_scale = table[:, len(names) : -1].split(len(METRICS), dim=1)
-        result |= mean_scores(median_scaled, table[:, -1]) or {}
+        result |= mean_scores(table["median"], table["pixels"]) or {}
         if bare.settings.metres_per_unit is not None:
-            metric = mean_scores(fixed_scale, table[:, -1]) or {}
+            metric = mean_scores(table["fixed"], table["pixels"]) or {}
             result |= {f"metric_{name}": value for name, value in metric.items()}
     return result
+
+
+@torch.no_grad()
+def score_images(
+    model: FeatDepth,
+    batch: dict[str, Tensor],
+    pixel_median: Tensor | None,
+    metres_per_unit: float | None,
+    moving: Sequence[np.ndarray | None],
+    config: Config,
+) -> dict[str, Tensor]:
+    """Columns for each image of a batch: METRICS `[B, 8]` of all predictors, `details`, `pixels` and `index` `[B]`.
+
+    Of the model `median_scaled.plain`, `fixed_scale.plain` and `ratio.plain` `[B]` without, and the same with `.flip`
+    with flip post-processing; of the predictors that look at no image `constant_depth`, `pixel_median`,
+    `pixel_median_fixed_scale`; `details` is a row of `metrics.breakdown` with or without flip as `evaluate.flip` says.
+    What cannot be scored is NaN. pixel_median: `[h, w]` in metres, None: there is none; moving: as for `score_details`.
+    """
+    columns = {}
+    plain = model.depth(batch["images"][:, 0])[0]
+    variants = {"plain": plain, "flip": blend_mirrored(model, batch, plain)}
+    for flip, disparity in variants.items():
+        scores = score_prediction(model, disparity, batch, config, metres_per_unit)
+        columns[f"median_scaled.{flip}"] = scores.median_scaled
+        columns[f"fixed_scale.{flip}"] = scores.fixed_scale
+        columns[f"ratio.{flip}"] = scores.ratio
+    columns["details"] = score_details(
+        1 / (model.to_depth(variants["flip" if config.evaluate.flip else "plain"]) * (metres_per_unit or 1.0)),
+        batch["depth"],
+        batch["depth_size"],
+        batch["intrinsics"],
+        moving,
+        config.evaluate.crop,
+        config.evaluate.cap,
+        scale=None if metres_per_unit is None else 1.0,
+    )
+    constant = score_map(torch.ones(1, 1), batch, config)
+    columns["constant_depth"] = constant.median_scaled
+    missing = torch.full_like(constant.median_scaled, torch.nan)
+    trivial = None if pixel_median is None else score_map(1 / pixel_median, batch, config)
+    columns["pixel_median"] = missing if trivial is None else trivial.median_scaled
+    columns["pixel_median_fixed_scale"] = missing if trivial is None else trivial.fixed_scale
+    return {**columns, "pixels": scores.pixels, "index": batch["index"]}
+
+
+def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor | None, str]:
+    """Median depth (metres) at each place of the image over the training drives, and how it was made, in words.
+
+    None where the training part has no ground truth here; the words say why. Every process enters.
+    """
+    try:
+        dataset = build_dataset(config, "train", with_depth=True, frames=[0], require_depth=True)
+    except InputError as error:
+        return None, f"no per-pixel median: {error}"
+    stride = -(-len(dataset) // MOST_MEDIAN_FRAMES)
+    samples = dataset.samples[::stride]
+    histogram = sum(
+        (
+            depth_histogram(dataset.load_depth(sample))
+            for sample in samples[accelerator.process_index :: accelerator.num_processes]
+        ),
+        start=torch.zeros(*GRID, BINS),
+    )
+    histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
+    return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
+
+
+def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[np.ndarray | None]:
+    """Which pixels of each image of a batch show moving things, bool `[H, W]`; None where that is unknown."""
+    return [
+        None if replaced else dataset.moving_mask(dataset.samples[index])
+        for index, replaced in zip(batch["index"].tolist(), batch["replaced"].tolist(), strict=True)
+    ]
+
+
+def score_map(inverse_depth: Tensor, batch: dict[str, Tensor], config: Config):
+    """`DepthScores` of one map `[h, w]` for every image of the batch."""
+    maps = inverse_depth.to(batch["depth"].device).expand(len(batch["depth"]), 1, *inverse_depth.shape)
+    return score_batch(maps, batch["depth"], batch["depth_size"], config.evaluate.crop, config.evaluate.cap)
 
 
 def score_prediction(
@@ -145,8 +251,10 @@ def ground_heights(model: FeatDepth, batch: dict[str, Tensor], config: Config) -
 
 def predict_disparity(model: FeatDepth, batch: dict[str, Tensor], config: Config) -> Tensor:
     """Sigmoid disparities `[B, 1, h, w]` of the batch's targets, with `evaluate.flip` also of their mirrored images."""
-    images = batch["images"][:, 0]
-    disparity = model.depth(images)[0]
-    if config.evaluate.flip:
-        disparity = flip_post_process(disparity, model.depth(images.flip(-1))[0].flip(-1))
-    return disparity
+    disparity = model.depth(batch["images"][:, 0])[0]
+    return blend_mirrored(model, batch, disparity) if config.evaluate.flip else disparity
+
+
+def blend_mirrored(model: FeatDepth, batch: dict[str, Tensor], disparity: Tensor) -> Tensor:
+    """`disparity` `[B, 1, h, w]` of the batch's targets blended with that of their mirrored images."""
+    return flip_post_process(disparity, model.depth(batch["images"][:, 0].flip(-1))[0].flip(-1))

@@ -26,6 +26,7 @@ from featdepth.data.ground_truth import lidar_depth
 from featdepth.errors import InputError, run_program
 from featdepth.import_weights import convert
 from featdepth.metrics.depth import METRICS, evaluation_mask, flip_post_process, score_image
+from featdepth.metrics.odometry import ALIGNMENTS, score_trajectory
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_terms
 
@@ -75,6 +76,8 @@ def compare(path: Path, kitti: Path | None = None) -> list[Comparison]:
         return list(compare_networks(case, path))
     if "pred_disp/0" in case:
         return list(compare_depth_metrics(case))
+    if "est" in case:
+        return list(compare_odometry(case))
     if any(key.startswith("shape/") for key in case):
         if kitti is None:
             raise InputError(f"{path}: needs the scans, give --kitti DIR (the folder that holds 2011_09_26)")
@@ -194,6 +197,20 @@ def compare_depth_metrics(case: dict[str, np.ndarray]) -> Iterator[Comparison]:
     disparity = torch.from_numpy(case["pred_disp/0"])
     blended = flip_post_process(disparity, 1.1 * disparity.flip(-1))
     yield Comparison("flip_post_process", worst_relative(blended, case["flip_post_process"][0]), 1e-5)
+
+
+def compare_odometry(case: dict[str, np.ndarray]) -> Iterator[Comparison]:
+    """The 5-frame ATE and the scores under each alignment that the case has; relative, numbers of segments too."""
+    expected = json.loads(bytes(case["expected"]))
+    scores = score_trajectory(case["gt"], case["est"])
+    found = {"frames": scores["frames"]}
+    found |= {f"ate_5frame_{name}": scores["ate_5_frames"][f"{name}_m"] for name in ("mean", "std")}
+    wanted = {name: value for name, value in expected.items() if name not in ALIGNMENTS}
+    for alignment in expected.keys() & set(ALIGNMENTS):
+        wanted |= {f"{alignment} {name}": value for name, value in expected[alignment].items()}
+        found |= {f"{alignment} {name}": value for name, value in scores[alignment].items()}
+    for name in sorted(wanted):
+        yield Comparison(name, relative(found[name], wanted[name], SMALLEST_TERM), 1e-6)
 
 
 def compare_lidar(case: dict[str, np.ndarray], kitti: Path) -> Iterator[Comparison]:

@@ -352,5 +352,6 @@ def test_requirements_are_the_seven_core_packages() -> None:
 def test_makefile_and_project_agree() -> None:
     project, makefile = (ROOT / "pyproject.toml").read_text(), (ROOT / "Makefile").read_text()
     assert 'dependencies = { file = ["requirements.txt"] }' in project
-    extras = re.search(r"^test = \[(.*)\]$", project, re.MULTILINE)[1].replace('"', "'").split(", ")
-    assert f"TEST_TOOLS = {' '.join(extras)}\n" in makefile
+    extras = re.search(r"^test = \[(.*?)\]$", project, re.MULTILINE | re.DOTALL)[1]
+    tools = re.search(r"^TEST_TOOLS = (.*?[^\\])$", makefile, re.MULTILINE | re.DOTALL)[1]
+    assert re.findall(r'"(.*?)"', extras) == re.findall(r"'(.*?)'", tools) != []

@@ -109,6 +109,15 @@ class TestScores:
             [line.split(",")[0] for line in (tmp_path / name / "per_image.csv").open()] for name in ("one", "two")
         ]
         assert images[0] == images[1]
+        cards = [json.loads((tmp_path / name / "card.json").read_text()) for name in ("one", "two")]
+        assert cards[0]["test"] == cards[1]["test"] and cards[0]["model"] == cards[1]["model"]
+        for variant in ("plain", "flip"):
+            scores = [card["scores"]["fixed_scale"][variant]["abs_rel"] for card in cards]
+            assert [score.pop("drives") for score in scores] == [None, None]  # one drive has no interval over drives
+            assert scores[0].pop("images") == pytest.approx(scores[1].pop("images"), rel=1e-5)
+            assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+        worst = [[entry["image"] for entry in card["extremes"]["worst"]] for card in cards]
+        assert worst[0] == worst[1] and len(worst[0]) == 3
 
     def test_flip_post_processing(
         self, evaluated: tuple[Result, Path], finished_run: Path, config_file: Path, tmp_path: Path

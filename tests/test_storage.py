@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from tiny_models import OBJECTIVES, tiny_batch, tiny_config, tiny_model
 
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth, storage
+
+FILES = ["README.md", "config.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def test_a_saved_model_needs_no_other_file(tmp_path):
     model.save_pretrained(tmp_path / "model")
     settings = FeatDepth.from_pretrained(tmp_path / "model").settings
     assert settings.pretrained is False and settings.init is None
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == FILES
 
 
 def test_a_channels_last_model_is_saved_too(tmp_path):
@@ -152,7 +155,7 @@ def test_replacing_a_directory_replaces_all_of_it_and_leaves_nothing_else(copy):
     (copy / "leftover.txt").write_text("old")
     model = tiny_model(tiny_config("autoencoder", [0]))
     model.save_pretrained(copy)
-    assert sorted(path.name for path in copy.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in copy.iterdir()) == FILES
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
     assert FeatDepth.from_pretrained(copy).settings.objective == "autoencoder"
 
@@ -186,7 +189,12 @@ def test_a_failing_rename_leaves_the_old_model_as_it_was(copy, monkeypatch):
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
-@pytest.mark.parametrize("record", [None, [], "drives", {"drives": "2011"}, {"contaminated": [1]}, {"drives": [[]]}])
+DAMAGED_RECORDS = [None, [], "drives", {"drives": "2011"}, {"contaminated": [1]}, {"drives": [[]]}]
+DAMAGED_RECORDS += [{"kinds": 1}, {"versions": [1]}, {"imported_from": []}, {"configuration": []}]
+DAMAGED_RECORDS += [{"configuration": {"data": 1}}, {"validation": {"loss": "low"}}, {"validation": {"loss": math.nan}}]
+
+
+@pytest.mark.parametrize("record", [*DAMAGED_RECORDS, {"validation": {"a1": True}}, {"transductive": "no"}])
 def test_a_damaged_training_record_is_refused(copy, record):
     edit_config(copy, lambda content: content.update(training=record))
     assert "training" in refusal(copy)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featdepth.data.frame_cache import FrameCache
-from featdepth.data.images import Window, crop_window, load_image, load_recent_image
+from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
 from featdepth.data.selection import moving_samples
 from featdepth.data.splits import FOLDERS, Naming, Sample, list_file, read_list
 from featdepth.errors import InputError
@@ -138,6 +138,10 @@ class FrameDataset(Dataset, ABC):
     def recordings(self) -> list[str]:
         """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
         return self.drives
+
+    def moving_path(self, sample: Sample) -> str | None:
+        """Where the mask of moving things in the sample's target image lies, if there is one."""
+        return None
 
     def poses(self, drive: str) -> dict[int, np.ndarray]:
         """world_from_camera 4x4 (metres) of the left or only camera at each frame where it is known."""
@@ -343,11 +347,19 @@ class FrameDataset(Dataset, ABC):
         path, camera = self.depth_path(sample), self.camera_of(sample)
         if path is None:
             return np.zeros(self.shown_size(camera), dtype=np.float32)
-        depth = self.read_depth(sample, path)
-        if self.windows[camera] is not None:
-            top, bottom, left, right = self.windows[camera]
-            depth = depth[top:bottom, left:right]
-        return depth
+        return self.shown_part(self.read_depth(sample, path), camera)
+
+    def moving_mask(self, sample: Sample) -> np.ndarray | None:
+        """Which pixels of the cropped image, not resized, show moving things: bool `[h, w]`; None: unknown."""
+        path, camera = self.moving_path(sample), self.camera_of(sample)
+        return None if path is None else self.shown_part(load_mask(path, self.native_sizes[camera]), camera)
+
+    def shown_part(self, values: np.ndarray, camera: Hashable) -> np.ndarray:
+        """What the crop leaves of a map `[h, w]` at the size of the camera's files."""
+        if self.windows[camera] is None:
+            return values
+        top, bottom, left, right = self.windows[camera]
+        return values[top:bottom, left:right]
 
     def draw_jitter(self, draw: int) -> Tensor:
         """The numbers of a sample's augmentation, float32 `[5]`; always the same for one seed, epoch and draw."""

@@ -90,6 +90,14 @@ def load_depth_image(
         return np.array(image, dtype=np.float32) / units_per_metre
 
 
+def load_mask(path: str | Path, expected_size: tuple[int, int]) -> np.ndarray:
+    """Where an 8-bit grey image is not black, bool `[h, w]`; InputError as for `load_image`."""
+    with decoded(path, ("PNG",), expected_size) as image:
+        if image.mode != "L":
+            raise InputError(f"{path}: not an 8-bit mask (mode {image.mode}); write the street again")
+        return np.array(image) > 0
+
+
 @contextmanager
 def decoded(path: str | Path, formats: tuple[str, ...], expected_size: tuple[int, int] | None) -> Iterator[Image.Image]:
     """The image at `path`, checked for its size and about to be decoded; InputError as for `load_image`.

@@ -70,6 +70,10 @@ class KittiFiles:
                 return path
         return None
 
+    def moving_mask(self, drive: str, side: str, frame: int) -> str | None:
+        """The path of the mask of moving things at a frame, which only the synthetic street has."""
+        return self.listing(f"{drive}/moving_{CAMERAS[side]}/data", DEPTH_NAME).get(frame)
+
     def listing(self, folder: str, pattern: re.Pattern[str]) -> dict[int, str]:
         """The files in `folder` whose names match `pattern`, by the frame number that is its first group, in order."""
         if folder not in self.listings:

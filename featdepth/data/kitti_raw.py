@@ -3,6 +3,7 @@
 <root>/<date>/calib_cam_to_cam.txt, calib_velo_to_cam.txt
 <root>/<date>/<date>_drive_XXXX_sync/image_02|image_03/data/XXXXXXXXXX.png|jpg
 <root>/<date>/<date>_drive_XXXX_sync/velodyne_points/data/XXXXXXXXXX.bin   ground truth (optional)
+<root>/<date>/<date>_drive_XXXX_sync/moving_02|moving_03/data/XXXXXXXXXX.png   moving things (the synthetic street)
 <root>/<date>/<date>_drive_XXXX_sync/oxts/data/XXXXXXXXXX.txt, timestamps.txt beside all these   motion (optional)
 """
 
@@ -20,6 +21,7 @@ from featdepth.data.images import load_depth_image
 from featdepth.data.kitti_eigen import eigen_split, eigen_test_samples
 from featdepth.data.kitti_files import KittiFiles
 from featdepth.data.oxts import distance_between, read_speed, read_times, steps_between
+from featdepth.data.oxts_poses import camera_poses
 from featdepth.data.splits import KITTI_DRIVES, Sample, held_out_drives
 from featdepth.errors import InputError
 
@@ -38,6 +40,7 @@ class KittiRaw(FrameDataset):
         self.improved = config.evaluate.protocol == "eigen_improved"
         self.files = KittiFiles(config.data.root)
         self.calibrations: dict[str, Calibration] = {}
+        self.camera_poses: dict[str, dict[int, np.ndarray]] = {}  # by drive
         self.steps: dict[str, np.ndarray] = {}  # metres driven from each frame to the next, by drive
 
     @classmethod
@@ -90,9 +93,22 @@ class KittiRaw(FrameDataset):
             return self.files.depth_image(sample.drive, sample.side, sample.frame)
         return self.files.scan(sample.drive, sample.frame)
 
+    def moving_path(self, sample: Sample) -> str | None:
+        return self.files.moving_mask(sample.drive, sample.side, sample.frame)
+
     def times(self, drive: str) -> dict[int, float]:
         times = enumerate(read_times(self.files.root / drive / "image_02" / "timestamps.txt").tolist())
         return {frame: time for frame, time in times if np.isfinite(time)}
+
+    def poses(self, drive: str) -> dict[int, np.ndarray]:
+        """From what the inertial unit measured; none where a drive has no packets or no times."""
+        if drive not in self.camera_poses:
+            folder = self.files.root / drive
+            times = read_times(folder / "image_02" / "timestamps.txt")
+            packet_times = read_times(folder / "oxts" / "timestamps.txt")
+            calibration = self.calibration(Sample(drive, 0, "l"))
+            self.camera_poses[drive] = camera_poses(times, packet_times, self.files.packets(drive), calibration)
+        return self.camera_poses[drive]
 
     def distance(self, sample: Sample, frame: int) -> float | None:
         """From the speeds that the inertial unit measured."""

@@ -1,5 +1,8 @@
 """Writes a synthetic street in KITTI's raw layout: stereo pictures, laser scans, inertial data, calibration, splits.
 
+Beside these lies what only a renderer knows of each picture: exact depth, where KITTI's improved ground truth lies,
+and which pixels show moving cars, in the folders moving_02 and moving_03 that KITTI has not.
+
 python -m featdepth.data.synthetic OUT
 """
 
@@ -21,7 +24,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from featdepth.config_values import shown
+from featdepth.data.images import KITTI_DEPTH_UNITS
 from featdepth.data.synthetic_kitti import DATES, INTERVAL, OXTS_FIELDS, Rig, oxts_line, timestamps
+from featdepth.data.synthetic_look import LOOKS, change_look
 from featdepth.data.synthetic_rays import camera_rays, cast, scanner_rays
 from featdepth.data.synthetic_render import Painter
 from featdepth.data.synthetic_scene import Solids
@@ -56,7 +61,11 @@ class Street:
         0.0  # degrees a frame by which every drive turns, or more, in a third of its frames; 0: no such rule
     )
 
+    look: str = "default"  # or "other": see featdepth.data.synthetic_look
+
     def __post_init__(self) -> None:
+        if self.look not in LOOKS:
+            raise InputError(f"--look {self.look}: has to be one of {', '.join(LOOKS)}")
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
@@ -83,6 +92,8 @@ class Drive:
         kind = "winding" if street.turning else KINDS[index % len(KINDS)]
         rate = np.radians(street.turning) / INTERVAL
         self.scene, self.trajectory = build_street(rng, kind, INTERVAL * street.frames, rate)
+        if street.look == "other":
+            self.scene, self.trajectory = change_look(self.scene, self.trajectory)
         self.painter = Painter(self.scene)
 
     def imu_pose(self, frame: int) -> np.ndarray:
@@ -141,13 +152,14 @@ def write_street(
     seed: int = Street.seed,
     workers: int | None = None,
     turning: float = Street.turning,
+    look: str = Street.look,
 ) -> bool:
     """Write a street into the folder `out`; False where the same one is there already.
 
     `workers` (default: all cores) has no influence on what is written. An interrupted street is finished.
     Raises InputError for bad parameters and for a folder with anything else in it.
     """
-    out, street = Path(out), Street(drives, frames, height, width, seed, turning)
+    out, street = Path(out), Street(drives, frames, height, width, seed, turning, look)
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: has to be at least 1")
     if claim(out, street):
@@ -226,12 +238,25 @@ def write_drive(out: Path, street: Street, index: int) -> None:
     (partial / "oxts" / "dataformat.txt").write_text(OXTS_FIELDS)
     for frame in range(street.frames):
         for camera in (2, 3):
-            image = Image.fromarray(drive.image(frame, camera))
-            image.save(partial / f"image_{camera:02}" / "data" / f"{frame:010}.png", compress_level=4)
+            write_pictures(partial, frame, camera, render_frame(drive, frame, camera))
         drive.scan(frame).tofile(partial / "velodyne_points" / "data" / f"{frame:010}.bin")
         measured = oxts_line(drive.trajectory.pose, INTERVAL * frame)
         (partial / "oxts" / "data" / f"{frame:010}.txt").write_text(measured)
     os.replace(partial, final)
+
+
+def write_pictures(folder: Path, number: int, camera: int, frame: Frame) -> None:
+    """Write a camera's picture, its depth (16 bits, 256 to a metre; 0: sky, or 256 m and more) and moving pixels."""
+    depth = np.round(frame.depth * np.float32(KITTI_DEPTH_UNITS))
+    depth[depth > np.iinfo(np.uint16).max] = 0
+    pictures = {
+        f"image_{camera:02}/data": frame.image,
+        f"proj_depth/groundtruth/image_{camera:02}": depth.astype(np.uint16),
+        f"moving_{camera:02}/data": np.uint8(255) * frame.moving,
+    }
+    for place, pixels in pictures.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / place / f"{number:010}.png", compress_level=4)
 
 
 def write_splits(out: Path, street: Street) -> None:
@@ -251,10 +276,11 @@ def write_record(out: Path, street: Street, complete: bool) -> None:
 
 
 def parameters(street: Street) -> dict[str, float]:
-    """What the record says of a street; one that does not turn reads as it did before there were others."""
+    """What the record says of a street; without turns or in the default look it reads as before there were others."""
     values = {"version": VERSION, **asdict(street)}
-    if not street.turning:
-        del values["turning"]
+    for name in ("turning", "look"):
+        if values[name] == getattr(Street, name):
+            del values[name]
     return values
 
 
@@ -288,6 +314,12 @@ def main() -> None:
         default=Street.turning,
         metavar="DEGREES",
         help="every drive turns by so much or more a frame in a third of its frames; 0: roads as they come",
+    )
+    parser.add_argument(
+        "--look",
+        default=Street.look,
+        metavar="|".join(LOOKS),
+        help="other: colours, textures, light and camera height that the default look does not have",
     )
     parser.add_argument("--workers", type=int, default=None, help="processes; all cores if not given")
     arguments = parser.parse_args()

@@ -86,6 +86,7 @@ def _inherit_record(model: FeatDepth, content: dict, source: str) -> None:
     """What the other model has seen counts as seen: test drives stay contaminated through any number of stages."""
     record = read_record(content, source)
     model.record_training(record.get("drives", []), record.get("contaminated", []))
+    model.record_kinds(record.get("kinds", []))
 
 
 def _inherited_scale(settings: Model) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,10 +23,13 @@ from featdepth.errors import InputError
 from featdepth.models.cameras import LearnedIntrinsics
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
+from featdepth.models.inputs import as_given, as_images, in_evaluation_mode
+from featdepth.models.model_card import LIBRARY, TAGS, model_card, read_scores
 from featdepth.models.recompute import Segmented
 from featdepth.models.storage import (
     CONFIG_FILE,
     check_fit,
+    hub_reason,
     read_camera_names,
     read_model_directory,
     read_record,
@@ -55,7 +62,7 @@ class Prediction(NamedTuple):
     intrinsics: Tensor | None = None  # learned ones [B, 3, 3], pixels; None: the batch's hold
 
 
-class FeatDepth(nn.Module):
+class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
     """Depth, pose and feature networks of one objective.
 
     settings: the `model` section of a configuration; frames: target and sources, e.g. `[0, -1, 1, "s"]` (a pose
@@ -196,9 +203,25 @@ class FeatDepth(nn.Module):
         disparity = self.depth(seen)[0]
         return functional.interpolate(disparity.float(), images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def predict_depth(self, images: Tensor) -> Tensor:
-        """Depth `[N, 1, H, W]` of images `[N, 3, H, W]` in [0, 1]: metres where the scale is known, else units."""
-        return self.to_depth(self.predict_disparity(images)) * (self.settings.metres_per_unit or 1.0)
+    def predict_depth(
+        self, images: Tensor | np.ndarray | Image.Image | Sequence
+    ) -> Tensor | np.ndarray | list[Tensor | np.ndarray]:
+        """Depth of images of any size, in the form that they come in: metres where the scale is known, else units.
+
+        images: a tensor `[N, 3, H, W]` -> float32 `[N, 1, H, W]`, or `[3, H, W]` -> `[1, H, W]`, on the model's device;
+        an array `[H, W, 3]` or a PIL image -> a float32 array `[H, W]`; a list of these, of any sizes -> a list. RGB,
+        as uint8 or as floats in [0, 1]. Raises ValueError for anything else, and for a model without depth.
+
+        The networks are in evaluation mode meanwhile, without gradients, and come back as they were.
+        """
+        if not self.has_depth:
+            raise ValueError(f"a model of objective {self.settings.objective} predicts no depth")
+        if isinstance(images, list | tuple):
+            return [self.predict_depth(image) for image in images]
+        weight = self.depth_encoder.conv1.weight
+        with in_evaluation_mode(self):
+            disparity = self.predict_disparity(as_images(images, weight.device, weight.dtype))
+        return as_given(self.to_depth(disparity) * (self.settings.metres_per_unit or 1.0), images)
 
     def to_depth(self, disparity: Tensor) -> Tensor:
         """Depth in network units of a sigmoid disparity, with the model's own range."""
@@ -221,27 +244,108 @@ class FeatDepth(nn.Module):
             self.training_record[name] = sorted({*self.training_record.get(name, []), *values})
         self.training_record["versions"] = list(versions)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `directory`, replacing it as a whole."""
+    def record_configuration(self, configuration: dict, kinds: Sequence[str], transductive: bool) -> None:
+        """Note how the weights came about, for the model's card.
+
+        configuration: all sections; kinds: of the data, see `data.kind`; transductive: the training data are the test
+        data, see `featdepth.refine`.
+        """
+        self.training_record |= {"configuration": configuration, "transductive": transductive}
+        self.record_kinds(kinds)
+
+    def record_validation(self, scores: dict[str, float]) -> None:
+        """Note how good the weights are; what is not finite is left out."""
+        self.training_record["validation"] = {name: value for name, value in scores.items() if math.isfinite(value)}
+
+    def record_kinds(self, kinds: Sequence[str]) -> None:
+        """Note kinds of data that the weights have seen, beside those noted before."""
+        self.training_record["kinds"] = sorted({*self.training_record.get("kinds", []), *kinds})
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict | None = None,
+        **push_to_hub_kwargs: object,
+    ) -> str | None:
+        """Write `config.json`, `model.safetensors` and a card, `README.md`, replacing `save_directory` as a whole.
+
+        model_card_kwargs: for `generate_model_card`. push_to_hub: do that too, as `repo_id` (default: the directory's
+        name) and with `push_to_hub_kwargs`; returns the URL. config: nothing but None, a model writes its own.
+        """
+        if config is not None:
+            raise ValueError("a model writes its own configuration")
+        directory, model_card_kwargs = Path(save_directory), model_card_kwargs or {}
+        card = self.generate_model_card(**model_card_kwargs)
+        write_model_directory(directory, self.describe_itself(), self.state_dict(), str(card))
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or directory.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: object) -> str:
+        """Upload the model and its card to the Hugging Face hub as `user/name`; returns the URL of the commit.
+
+        options: `private`, `token`, `branch`, `create_pr`, `commit_message`, `model_card_kwargs`, ... as
+        `huggingface_hub.ModelHubMixin.push_to_hub` takes them. Raises InputError where the hub does not take it.
+        """
+        try:
+            return super().push_to_hub(repo_id, **options)
+        except (InputError, TypeError):
+            raise
+        # As in downloading, errors of several libraries.
+        except Exception as error:
+            raise InputError(f"{repo_id}: the model could not be uploaded to the hub ({hub_reason(error)})") from error
+
+    def generate_model_card(self, evaluation: str | Path | None = None) -> ModelCard:
+        """What people should know of the model, in markdown; `evaluation`: the folder of its scores by `evaluate.py`.
+
+        Raises InputError for scores that cannot be read.
+        """
+        scores = None if evaluation is None else read_scores(evaluation)
+        return model_card(self.describe_itself(), sum(map(torch.numel, self.parameters())), self.scale_source, scores)
+
+    def describe_itself(self) -> dict:
+        """The content of `config.json`."""
         # Where the weights came from is in the training record; a saved model needs no other file.
         settings = dataclasses.replace(self.settings, pretrained=False, feature_encoder=None, init=None)
-        config = {
+        content = {
             "format": MODEL_FORMAT,
             "data": {"frames": self.frames, "height": self.height, "width": self.width},
             "model": dataclasses.asdict(settings),
             "training": self.training_record,
         }
         if self.cameras is not None:
-            config["cameras"] = self.cameras.describe((self.height, self.width))
-        write_model_directory(directory, config, self.state_dict())
+            content["cameras"] = self.cameras.describe((self.height, self.width))
+        return content
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> FeatDepth:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> FeatDepth:
         """The model in a directory that `save_pretrained` wrote, or of a hub id `user/name`, in evaluation mode.
 
+        For the hub alone: revision: branch, tag or commit; token: of a private model (default: of `hf auth login`);
+        cache_dir: where downloads are kept; local_files_only: download nothing; force_download: what is there too.
         Raises InputError for a missing or damaged model.
         """
-        content, state = read_model_directory(source)
+        content, state = read_model_directory(
+            source,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         where = f"{source}/{CONFIG_FILE}"
         if content.get("format") != MODEL_FORMAT:
             raise InputError(

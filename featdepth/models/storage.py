@@ -1,8 +1,9 @@
-"""Model directories: `config.json` and `model.safetensors`, written whole or not at all, read strictly."""
+"""Model directories: `config.json`, `model.safetensors` and a card, written whole or not at all, read strictly."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -18,13 +19,13 @@ from featdepth.config_values import shown
 from featdepth.errors import InputError
 from featdepth.files import read_bytes, read_safetensors
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 LARGEST_CONFIG = 16 << 20  # bytes; the training record may list many drives
 LARGEST_WEIGHTS = 4 << 30  # bytes; the largest model has 600 MB
 
 
-def write_model_directory(directory: str | Path, config: dict, state: Mapping[str, Tensor]) -> None:
-    """Write `config` and the tensors of `state` into `directory`, which is replaced as a whole.
+def write_model_directory(directory: str | Path, config: dict, state: Mapping[str, Tensor], card: str) -> None:
+    """Write `config`, the tensors of `state` and the text `card` into `directory`, which is replaced as a whole.
 
     Raises InputError when the place cannot be written to; what stood there before is then untouched.
     """
@@ -40,6 +41,7 @@ def write_model_directory(directory: str | Path, config: dict, state: Mapping[st
             raise InputError(f"{directory}: the model could not be written ({error}); is the disk full?") from error
         os.chmod(temporary / WEIGHTS_FILE, 0o644)
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         replace_directory(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -56,11 +58,14 @@ def replace_directory(new: Path, directory: Path) -> None:
         os.replace(new, directory)
 
 
-def read_model_directory(source: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """Configuration and tensors of a model directory, or of a model on the Hugging Face hub (`user/name`)."""
+def read_model_directory(source: str | Path, **download: object) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and tensors of a model directory, or of a model on the Hugging Face hub (`user/name`).
+
+    download: `revision`, `token`, ... as `huggingface_hub.snapshot_download` takes them. Raises InputError.
+    """
     directory = Path(source)
     if not directory.is_dir():
-        directory = _from_hub(str(source))
+        directory = _from_hub(str(source), **download)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not os.path.exists(directory / name):
             raise InputError(
@@ -86,11 +91,28 @@ def read_model_directory(source: str | Path) -> tuple[dict, dict[str, Tensor]]:
 def read_record(config: dict, source: str | Path) -> dict:
     """The `training` section of a model's `config.json`, its known entries of the right types. Raises InputError."""
     record = config.get("training", {})
-    lists = [record.get(name, []) for name in ("drives", "contaminated")] if isinstance(record, dict) else [None]
-    is_whole = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
-    if not is_whole or not isinstance(record.get("scale_source", ""), str):
+    if not (isinstance(record, dict) and _is_whole(record)):
         raise InputError(f"{source}/{CONFIG_FILE}: the section training is damaged; copy the file again")
     return record
+
+
+def _is_whole(record: dict) -> bool:
+    """Whether the entries of a training record that the program knows have the right types."""
+    lists = [record.get(name, []) for name in ("drives", "contaminated", "kinds", "versions")]
+    texts = [record.get(name, "") for name in ("scale_source", "imported_from")]
+    tables = [record.get(name, {}) for name in ("configuration", "validation")]
+    return (
+        all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(table, dict) for table in tables)
+        and all(isinstance(section, dict) for section in record.get("configuration", {}).values())
+        and all(_is_number(value) for value in record.get("validation", {}).values())
+        and isinstance(record.get("transductive", False), bool)
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_camera_names(config: dict, source: str | Path) -> list[str]:
@@ -101,17 +123,37 @@ def read_camera_names(config: dict, source: str | Path) -> list[str]:
     return list(cameras)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, **download: object) -> Path:
+    """The folder that holds the files of the hub's model `name`, downloaded where need be. Raises InputError."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"{name}: no such model directory; give a directory or a hub id such as user/model")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **download))
     # The hub's client raises errors of several libraries (its own, httpx, OSError); all mean that it is not to be had.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{name}: neither a model directory here nor to be had from the hub ({reason})") from error
+        raise InputError(
+            f"{name}: neither a model directory here nor to be had from the hub ({hub_reason(error)})"
+        ) from error
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the Hugging Face hub did not do as asked, in words for one line."""
+    from huggingface_hub import errors
+
+    # From the special to the general: the first is an error that says of itself to be the second.
+    reasons = {
+        errors.GatedRepoError: "its owner has to admit you first; ask on its page, then log in with: hf auth login",
+        errors.RepositoryNotFoundError: "there is none of this name, or it is private: log in with: hf auth login",
+        errors.RevisionNotFoundError: "it has no such revision",
+        errors.LocalEntryNotFoundError: "the hub cannot be reached, and it was not downloaded before",
+        errors.LocalTokenNotFoundError: "it asks who you are: log in with: hf auth login",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(error, kind):
+            return reason
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

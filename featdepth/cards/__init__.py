@@ -1,0 +1,1 @@
+"""Score cards: what an evaluation found, how sure that is, and what it must not be taken for."""

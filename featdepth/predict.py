@@ -1,0 +1,226 @@
+"""Predict depth with a trained model: for images, folders of images and videos of any size.
+
+python -m featdepth.predict --checkpoint DIR_OR_HUB_ID INPUT... --out DIR [--save KINDS] [options]
+accelerate launch -m featdepth.predict --checkpoint runs/kitti/model drives/ --out depth
+
+INPUT is an image, a folder of png or jpg images, a video file, or a quoted pattern of these ('drives/*/image_02/data').
+Folders and videos are clips and get folders of their own below --out. What --save can name, separated by commas:
+
+of each frame  depth_png (16 bits, 256 a metre), npz and tiff (float32), picture (in colour, with a scale bar),
+               points (a point cloud as PLY)
+of a clip      video (frames beside their depth), trajectory (KITTI's and TUM's format), fused_points (one point cloud
+               of all frames), page (one HTML file that shows all of it; single images have one, too)
+
+Where they are there already, frames are not predicted again. docs/prediction.md has all the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import astuple
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from featdepth.config import Config, Parser, Train
+from featdepth.data.synthetic import available_cores
+from featdepth.egomotion import check_has_pose
+from featdepth.errors import InputError, run_program
+from featdepth.intrinsics_files import field_of_view_intrinsics
+from featdepth.models import FeatDepth
+from featdepth.prediction.cameras import Cameras
+from featdepth.prediction.inputs import Source, find_inputs, is_image, list_sources
+from featdepth.prediction.outputs import (
+    CLIP_KINDS,
+    FRAME_KINDS,
+    IMAGE_KINDS,
+    NEEDS_POSES,
+    Settings,
+    is_whole,
+    remove_outputs,
+    unit_of,
+)
+from featdepth.prediction.point_cloud import METRES, RELATIVE
+from featdepth.prediction.predictor import Predictor, Tally, complain
+from featdepth.prediction.record import claim, fingerprint
+from featdepth.prediction.side_by_side import check_video_writer
+from featdepth.processes import together
+from featdepth.run import device_name, make_accelerator
+from featdepth.scale import describe_scale
+
+KINDS = (*FRAME_KINDS, *CLIP_KINDS)
+LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for one with a long video
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    accelerator = make_accelerator(Config(train=Train(timeout=LONGEST_WAIT)), arguments.cpu)
+    model = together(accelerator, lambda: load_model(arguments))
+    model = model.to(accelerator.device, memory_format=torch.channels_last)
+    ranges = (arguments.nearest, arguments.farthest)
+    settings = Settings(Path(arguments.out), arguments.save, *ranges, arguments.frame_rate, arguments.refine)
+    cameras = Cameras(arguments.intrinsics, arguments.field_of_view, model)
+
+    # One process looks at the inputs and claims the folder for them; then each takes its share.
+    plan = together(accelerator, lambda: plan_work(arguments, model, settings, accelerator), main_only=True)
+    sources, failures = broadcast_object_list([plan])[0]
+    own = share(sources, accelerator.process_index, accelerator.num_processes, settings)
+    accelerator.print(
+        f"model      {arguments.checkpoint}, {model.height}x{model.width}\n"
+        f"depth      {describe_scale(model.scale_source)}\n"
+        f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
+        f"precision {accelerator.mixed_precision}\n"
+        f"inputs     {describe(sources)}"
+    )
+    predictor = Predictor(accelerator, model, settings, cameras, arguments.batch_size, arguments.workers)
+    tally = together(accelerator, lambda: predictor.predict(own))
+    total = Tally(*map(sum, zip(*gather_object([astuple(tally)]), strict=True)))
+    total.failed += len(failures)
+    if accelerator.is_main_process:
+        report(total, settings, unit_of(model.scale_source))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if total.failed:
+        sys.exit(2)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m featdepth.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="image, folder, video or pattern")
+    add("--checkpoint", required=True, metavar="DIR", help="model directory, or hub id")
+    add("--out", required=True, metavar="DIR", help="new or empty folder, or one of an earlier run of the same model")
+    add("--save", default="depth_png,picture", metavar="KINDS", help=f"of {', '.join(KINDS)} (default: %(default)s)")
+    known = parser.add_mutually_exclusive_group()
+    known.add_argument("--intrinsics", metavar="FILE", help="calibration of upright frames (docs/intrinsics.md)")
+    known.add_argument("--field-of-view", type=float, metavar="DEGREES", help="horizontal, of upright frames")
+    add("--nearest", type=float, metavar="DEPTH", help="depth of the brightest colour (default: by what is there)")
+    add("--farthest", type=float, metavar="DEPTH", help="of the points in point clouds (default: all)")
+    add("--frame-rate", type=float, default=10.0, metavar="N", help="frames a second of folders (default: %(default)g)")
+    add(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="learn from each frame of a clip, in N steps, before the next",
+    )
+    add("--overwrite", action="store_true", help="remove what is there of the inputs, also if another model made it")
+    add("--batch-size", type=int, default=8, metavar="N", help="frames in a batch, per process (default: %(default)s)")
+    workers = min(4, available_cores())
+    add("--workers", type=int, default=workers, metavar="N", help="processes that decode images (default: %(default)s)")
+    add("--cpu", action="store_true", help="use no GPU")
+    arguments = parser.parse_args()
+    arguments.save = [kind for kind in arguments.save.split(",") if kind]
+    check_arguments(arguments)
+    return arguments
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise InputError for an option without sense."""
+    unknown = [kind for kind in arguments.save if kind not in KINDS]
+    if unknown or not arguments.save:
+        raise InputError(f"--save {','.join(unknown) or 'nothing'}: can be {', '.join(KINDS)}, separated by commas")
+    for name, lowest in (("batch_size", 1), ("workers", 0), ("refine", 0)):
+        if getattr(arguments, name) < lowest:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: has to be at least {lowest}")
+    for name in ("nearest", "farthest", "frame_rate"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} {value:g}: has to be above 0")
+    if arguments.field_of_view is not None:
+        field_of_view_intrinsics(arguments.field_of_view, (1, 1))
+    if "video" in arguments.save:
+        check_video_writer()
+
+
+def load_model(arguments: argparse.Namespace) -> FeatDepth:
+    """The model, on the CPU. Raises InputError where it cannot do what is asked for."""
+    model = FeatDepth.from_pretrained(arguments.checkpoint)
+    if not model.has_depth:
+        raise InputError(f"{arguments.checkpoint}: objective {model.settings.objective} predicts no depth")
+    if NEEDS_POSES.intersection(arguments.save) or arguments.refine:
+        check_has_pose(model)
+    return model
+
+
+def plan_work(
+    arguments: argparse.Namespace, model: FeatDepth, settings: Settings, accelerator: Accelerator
+) -> tuple[list[Source], list[str]]:
+    """What there is to predict, and a line for each input that is nothing; the output folder is claimed for it."""
+    inputs = find_inputs(arguments.inputs, settings.out)
+    images = [path for path in inputs.paths if not path.is_dir() and is_image(path)]
+    asked = f"--refine {settings.refine}" if settings.refine else f"--save {','.join(settings.save)}"
+    if len(images) == len(inputs.paths) and (settings.refine or not set(IMAGE_KINDS).intersection(settings.save)):
+        raise InputError(f"{asked}: is for folders and videos, and no input is one")
+    made_with = {
+        "model": fingerprint(model),
+        "precision": accelerator.mixed_precision,
+        "intrinsics": arguments.intrinsics,
+        "field of view": arguments.field_of_view,
+        "refinement": arguments.refine,
+    }
+    named = claim(settings.out, made_with, inputs.paths, arguments.overwrite)
+    for reason, count in inputs.left_out.items():
+        print(f"left out   {counted(count, 'file')} {reason}")
+    for failure in inputs.failures:
+        complain(failure)
+    sources = list_sources(named)
+    if arguments.overwrite:
+        remove_outputs(sources, settings.out)
+    return sources, inputs.failures
+
+
+def share(sources: list[Source], rank: int, count: int, settings: Settings) -> list[Source]:
+    """The part of process `rank` of `count`: its images, and whole clips where something is made of the whole clip."""
+    own = []
+    for number, source in enumerate(sources):
+        if source.is_video or is_whole(source, settings):
+            own += [source] if number % count == rank else []
+        else:
+            names = list(source.files)[rank::count]
+            own += [source._replace(files={name: source.files[name] for name in names})] if names else []
+    return own
+
+
+def describe(sources: list[Source]) -> str:
+    """The inputs in numbers."""
+    images = sum(len(source.files) for source in sources if not source.is_clip)
+    folders = [source for source in sources if source.is_clip and not source.is_video]
+    frames, videos = sum(len(source.files) for source in folders), sum(source.is_video for source in sources)
+    parts = [counted(images, "image")] if images else []
+    parts += [f"{counted(frames, 'image')} in {counted(len(folders), 'folder')}"] if folders else []
+    return ", ".join(parts + ([counted(videos, "video")] if videos else []))
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things, in words."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def report(total: Tally, settings: Settings, unit: str) -> None:
+    """Print how many frames came to what."""
+    if total.clipped_frames:
+        limit = "256 m" if unit == METRES else "256 units"
+        print(
+            f"note       {counted(total.clipped_pixels, 'pixel')} of {counted(total.clipped_frames, 'frame')} farther "
+            f"than {limit}, the most that depth_png can say; npz and tiff have their depth"
+        )
+    if unit == RELATIVE:
+        print("note       the model knows no metres: depth is relative, in units of the network")
+    parts = [f"{total.written} written"]
+    parts += [f"{total.skipped} skipped as already there"] if total.skipped else []
+    parts += [f"{total.failed} failed"] if total.failed else []
+    print(f"{settings.out}: {', '.join(parts)}")
+
+
+if __name__ == "__main__":
+    run_program(main)

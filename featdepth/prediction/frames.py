@@ -1,0 +1,168 @@
+"""Frames on their way to the network: decoded upright as 8-bit RGB, resized, and loaded ahead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from featdepth.data.images import LARGEST_IMAGE, decoded
+from featdepth.errors import InputError
+from featdepth.prediction.inputs import Source
+from featdepth.processes import outlive_signals
+from featdepth.video.reading import read_pictures
+
+TRAINING_ADVICE = ", or set data.skip_bad_frames=true"  # in errors of images; means nothing here
+LONGEST_VIEW = 1280  # pixels: the longer side of what point clouds, videos and pages show of a frame
+PREFETCHED = 2  # batches that each loader process has ready
+
+
+class Frame(NamedTuple):
+    """One frame of a source; `error` says why there is none."""
+
+    name: str  # that its outputs begin with
+    path: str  # of its image or video
+    index: int  # its place in the source
+    size: tuple[int, int] = (0, 0)  # height, width of the upright frame, pixels
+    image: Tensor | None = None  # uint8 [3, H, W] at the network's size; None where it was not asked for
+    view: Tensor | None = None  # uint8 [h, w, 3], at most LONGEST_VIEW pixels long; None where it was not asked for
+    seconds: float | None = None  # after the first frame; None for images
+    error: str | None = None
+
+
+def load_photo(path: str | Path) -> np.ndarray:
+    """The image at `path` as people see it: uint8 RGB `[h, w, 3]`, upright, 16 bits scaled down to 8, on white.
+
+    Raises InputError, naming the file, for one that cannot be read or has more than LARGEST_IMAGE pixels.
+    """
+    try:
+        with decoded(path, ("PNG", "JPEG"), None) as image:
+            return np.array(as_rgb(ImageOps.exif_transpose(image)))
+    except InputError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            reason = f"has more than {LARGEST_IMAGE // 1_000_000} million pixels, the most that are read"
+            raise InputError(f"{path}: {reason}; make it smaller") from error
+        raise InputError(str(error).removesuffix(TRAINING_ADVICE)) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB. Pillow's own conversion would cut 16 bits off at 255 and forget transparency."""
+    if image.mode.startswith("I"):
+        values = np.array(image, dtype=np.float32) / 257
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """uint8 `[3, H, W]` of uint8 RGB `[h, w, 3]`, with the antialiased filter that training uses."""
+    channels_last = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    if pixels.shape[:2] == tuple(size):
+        return channels_last[0]
+    return functional.interpolate(channels_last, size, mode="bilinear", antialias=True)[0]
+
+
+def view_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of what is shown of a frame of `size`: not more than LONGEST_VIEW pixels."""
+    shrink = min(1.0, LONGEST_VIEW / max(size))
+    return max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
+
+
+class Wanted(NamedTuple):
+    """What has to be made of frames."""
+
+    size: tuple[int, int]  # height, width that the network sees
+    with_view: bool
+    done: Collection[str] = ()  # names of frames that need no prediction any more
+
+
+def make_frame(name: str, path: str, index: int, pixels: np.ndarray, seconds: float | None, wanted: Wanted) -> Frame:
+    """A frame from uint8 RGB `[h, w, 3]`."""
+    size = pixels.shape[:2]
+    image = resize(pixels, wanted.size).contiguous()
+    view = resize(pixels, view_size(size)).permute(1, 2, 0).contiguous() if wanted.with_view else None
+    return Frame(name, path, index, size, image, view, seconds)
+
+
+class ImageFrames(Dataset):
+    """The image files of a source that are not done."""
+
+    def __init__(self, files: dict[str, Path], wanted: Wanted) -> None:
+        places = enumerate(files.items())
+        self.files = [(index, name, str(path)) for index, (name, path) in places if name not in wanted.done]
+        self.wanted = wanted
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Frame:
+        place, name, path = self.files[index]
+        try:
+            return make_frame(name, path, place, load_photo(path), None, self.wanted)
+        except InputError as error:
+            return Frame(name, path, place, error=str(error))
+
+
+class VideoFrames(IterableDataset):
+    """The frames of a video in their order, named by their numbers; what is damaged ends it with an error."""
+
+    def __init__(self, path: Path, wanted: Wanted) -> None:
+        self.path, self.wanted = path, wanted
+
+    def __iter__(self) -> Iterator[Frame]:
+        index, path = -1, str(self.path)
+        try:
+            for index, picture in enumerate(read_pictures(self.path)):
+                name = frame_name(index)
+                if name in self.wanted.done:
+                    yield Frame(name, path, index, picture.pixels.shape[:2], seconds=picture.seconds)
+                else:
+                    yield make_frame(name, path, index, picture.pixels, picture.seconds, self.wanted)
+        except InputError as error:
+            yield Frame(frame_name(index + 1), path, index + 1, error=str(error))
+
+
+def frame_name(index: int) -> str:
+    """What the outputs of a video's frame begin with."""
+    return f"{index:06}"
+
+
+class Batch(NamedTuple):
+    """Frames in their order, those included that failed or are done."""
+
+    frames: list[Frame]  # without their images
+    images: Tensor | None  # uint8 [B, 3, H, W] of those that have one, in the same order
+
+
+def collate(frames: list[Frame]) -> Batch:
+    images = [frame.image for frame in frames if frame.image is not None]
+    # A frame that is to be predicted keeps an empty image as a mark.
+    marked = [frame if frame.image is None else frame._replace(image=frame.image[:, :0]) for frame in frames]
+    return Batch(marked, torch.stack(images) if images else None)
+
+
+def load_batches(source: Source, wanted: Wanted, batch_size: int, workers: int) -> DataLoader:
+    """The frames of a source in batches, in their order, decoded ahead by up to `workers` processes."""
+    frames = VideoFrames(source.path, wanted) if source.is_video else ImageFrames(source.files, wanted)
+    # A video is one stream; and starting processes takes longer than loading a few images.
+    most = 1 if source.is_video else -(-len(frames) // batch_size)
+    workers = min(workers, most) if source.is_video or most > 1 else 0
+    return DataLoader(
+        frames,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate,
+        prefetch_factor=PREFETCHED if workers else None,
+        worker_init_fn=outlive_signals,
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,160 @@
+"""What to predict: images, globs, folders and videos, and the names that their outputs get."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from featdepth.data.listing import IMAGE, file_names, list_images, natural_key
+from featdepth.errors import InputError
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
+RECORD = "prediction.json"  # in the output folder: no name of an input
+LONGEST_NAME = 180  # bytes; file systems allow 255, and endings come behind
+
+
+class Source(NamedTuple):
+    """A clip (a folder of images or a video), or all single images together."""
+
+    name: str  # of the folder below the output folder that its outputs go to; "" for single images: that folder itself
+    path: Path | None  # of the folder or the video; None for single images
+    files: dict[str, Path]  # images by the names that their outputs begin with; empty for a video
+
+    @property
+    def is_clip(self) -> bool:
+        return self.path is not None
+
+    @property
+    def is_video(self) -> bool:
+        return self.is_clip and not self.files
+
+
+class Inputs(NamedTuple):
+    """What the words of a command line mean."""
+
+    paths: list[Path]  # of images, folders with images, and videos, each once
+    failures: list[str]  # a line for each word that means nothing
+    left_out: dict[str, int]  # how many files were passed over, by the reason
+
+
+def find_inputs(words: Sequence[str | Path], out: Path) -> Inputs:
+    """The inputs that `words` name: files, folders, and globs that the shell left alone.
+
+    What lies in the folder `out` is output, not input. Raises InputError where nothing at all is left.
+    """
+    found: dict[Path, Path] = {}  # by what they are once links are followed
+    failures, left_out = [], {}
+    own = out.resolve()
+
+    def leave_out(count: int, reason: str) -> None:
+        if count:
+            left_out[reason] = left_out.get(reason, 0) + count
+
+    for path, is_matched in expand(words):
+        real = path.resolve()
+        if real == own or own in real.parents:
+            leave_out(1, f"in {out}, which is for outputs")
+        elif path.is_dir():
+            if list_images(path):
+                found[real] = path
+                leave_out(count_others(path), "in folders, no png or jpg")
+            else:
+                failures.append(f"{path}: no png or jpg image in this folder; name the folder that holds the frames")
+        elif is_matched and not is_image(path) and path.suffix.lower() not in VIDEO_SUFFIXES:
+            leave_out(1, "matched, neither image nor video")
+        elif path.is_file():
+            found[real] = path
+        else:
+            failures.append(f"{path}: no such image, folder or video" + (" matches" if is_pattern(path) else ""))
+    if not found:
+        reasons = [*failures, *(f"{count} {reason}" for reason, count in left_out.items())]
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise InputError(f"nothing to predict: {reasons[0]}{more}")
+    return Inputs(list(found.values()), failures, left_out)
+
+
+def expand(words: Iterable[str | Path]) -> Iterable[tuple[Path, bool]]:
+    """Each word as a path, or what it matches, in natural order; and whether it was matched."""
+    for word in map(str, words):
+        matches = sorted(glob.glob(word, recursive=True), key=natural_key) if is_pattern(word) else []
+        if matches and not os.path.lexists(word):
+            yield from ((Path(match), True) for match in matches)
+        else:
+            yield Path(word), False
+
+
+def is_pattern(word: str | Path) -> bool:
+    return glob.has_magic(str(word))
+
+
+def is_image(path: Path) -> bool:
+    """By its name; any other file is taken for a video."""
+    return IMAGE.fullmatch(path.name) is not None
+
+
+def count_others(folder: Path) -> int:
+    """The visible files in a folder that are no images."""
+    names = (name for name in file_names(folder) if not name.startswith(".") and not IMAGE.fullmatch(name))
+    return sum((folder / name).is_file() for name in names)
+
+
+def name_inputs(paths: Sequence[Path], known: dict[str, str]) -> dict[str, Path]:
+    """Each input by a name of its own; `known` {name: absolute path} are names given before, which stay as they are.
+
+    A name is the file's without its ending; where that is taken, folders are put before it, as in `b_x` for b/x.png.
+    """
+    names = {path: name for name, path in known.items()}
+    taken = {RECORD, *(name.lower() for name in known)}
+    named = {}
+    for path in paths:
+        absolute = os.path.abspath(path)
+        name = names.get(absolute)
+        if name is None:
+            name = next(candidate for candidate in candidates(path) if candidate.lower() not in taken)
+            taken.add(name.lower())
+        named[name] = path
+    return named
+
+
+def candidates(path: Path) -> Iterable[str]:
+    """Names for an input, in the order of preference."""
+    absolute = Path(os.path.abspath(path))
+    name = absolute.name if path.is_dir() else absolute.stem
+    yield (name := cut(name.lstrip(".") or "input"))
+    for parent in absolute.parents:
+        if parent.name:
+            yield (name := cut(f"{parent.name}_{name}"))
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1
+
+
+def cut(name: str) -> str:
+    """A name that a file system takes: of a longer one its beginning, and a hash that tells it from others."""
+    code = os.fsencode(name)
+    if len(code) <= LONGEST_NAME:
+        return name
+    return f"{code[: LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(code).hexdigest()[:8]}"
+
+
+def list_sources(named: dict[str, Path]) -> list[Source]:
+    """The named inputs as sources: single images together, then each folder and video."""
+    images = {name: path for name, path in named.items() if not path.is_dir() and is_image(path)}
+    sources = [Source("", None, images)] if images else []
+    for name, path in named.items():
+        if name not in images:
+            sources.append(Source(name, path, name_frames(path) if path.is_dir() else {}))
+    return sources
+
+
+def name_frames(folder: Path) -> dict[str, Path]:
+    """The images of a folder in natural order by their names, with their endings where they differ in nothing else."""
+    files = [Path(file) for file in list_images(folder)]
+    count = Counter(file.stem.lower() for file in files)
+    return {cut(file.stem if count[file.stem.lower()] == 1 else file.name): file for file in files}

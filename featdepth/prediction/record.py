@@ -1,0 +1,97 @@
+"""What an output folder was made with, so that a second run goes on with it, and two models are never mixed in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from featdepth.errors import InputError
+from featdepth.files import read_bytes, write_text
+from featdepth.models import FeatDepth
+from featdepth.prediction.inputs import RECORD, name_inputs
+from featdepth.run import versions
+
+VERSION = 1  # of what is written: raise it when that changes
+LARGEST_RECORD = 256 << 20  # bytes; a name and a path for each input
+
+
+def fingerprint(model: FeatDepth) -> str:
+    """What tells a model from any other: a hash of its weights and of what turns them into depth."""
+    settings = model.settings
+    scale = (model.height, model.width, settings.min_depth, settings.max_depth, settings.metres_per_unit)
+    digest = hashlib.sha256(repr(scale).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def claim(out: Path, settings: dict[str, Any], paths: list[Path], overwrite: bool) -> dict[str, Path]:
+    """The inputs at `paths` by the names of their outputs in the folder `out`, whose record is written.
+
+    settings: all that values depend on, ready for JSON, the checkpoint first. Inputs of earlier runs keep their names.
+    overwrite: the folder may have been made with other settings, as long as all of its inputs are among `paths`. Raises
+    InputError for a folder made with other settings, and where the record cannot be read or written.
+    """
+    record = read_record(out)
+    different = next((key for key in settings if record and record["settings"].get(key) != settings[key]), None)
+    if different is not None:
+        given = {os.path.abspath(path) for path in paths}
+        others = [path for path in record["inputs"].values() if path not in given]
+        if not overwrite:
+            raise InputError(
+                f"{out}: was made with another {different} ({told(record['settings'].get(different))}, now "
+                f"{told(settings[different])}); choose another --out, or replace all of it by --overwrite"
+            )
+        if others:
+            raise InputError(
+                f"{out}: also holds what another {different} made of {others[0]}"
+                f"{f' and {len(others) - 1} more' if len(others) > 1 else ''}; choose another --out"
+            )
+    named = name_inputs(paths, record["inputs"] if record else {})
+    inputs = (record["inputs"] if record else {}) | {name: os.path.abspath(path) for name, path in named.items()}
+    content = {"version": VERSION, "settings": settings, "inputs": inputs, "made_with": versions()}
+    try:
+        write_text(out / RECORD, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
+    return named
+
+
+def read_record(out: Path) -> dict[str, Any] | None:
+    """The record of an output folder; None where there is none. Raises InputError for a folder that is not ours."""
+    path = out / RECORD
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose another --out")
+    if not path.exists():
+        if out.is_dir() and any(not name.startswith(".") for name in os.listdir(out)):
+            raise InputError(f"{out}: holds other files; choose a new or empty folder for --out")
+        return None
+    try:
+        record = json.loads(read_bytes(path, LARGEST_RECORD, "the record"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no record of a prediction ({error}); choose another --out") from error
+    if not is_record(record):
+        raise InputError(f"{path}: no record of a prediction of this version; choose another --out")
+    return record
+
+
+def is_record(content: Any) -> bool:
+    """Whether the content of a file is a record of this version, whose names lead nowhere out of the folder."""
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        return False
+    settings, inputs = content.get("settings"), content.get("inputs")
+    return (
+        isinstance(settings, dict)
+        and isinstance(inputs, dict)
+        and all(os.sep not in name and name not in ("", ".", "..") for name in inputs)
+        and all(isinstance(path, str) for path in inputs.values())
+    )
+
+
+def told(value: Any) -> str:
+    """A setting in words; of a hash its beginning."""
+    text = "none" if value is None else str(value)
+    return text if len(text) < 60 else f"{text[:12]}..."

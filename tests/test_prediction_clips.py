@@ -1,0 +1,98 @@
+"""What is made of a clip as a whole, by threads that take its frames as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featdepth.prediction.clip_outputs import MOST_QUEUED, ClipOutputs, Fed, PageFrames, reduced
+from featdepth.prediction.frames import Frame
+from featdepth.prediction.inputs import Source
+from featdepth.prediction.outputs import Saved, Settings
+from featdepth.prediction.page import MOST_FRAMES
+from featdepth.prediction.point_cloud import depth_to_points
+from featdepth.trajectory_files import read_trajectory
+
+
+def saved_frame(index: int, size: tuple[int, int] = (6, 8)) -> Saved:
+    frame = Frame(str(index), "clip", index, size, view=torch.full((*size, 3), index % 256, dtype=torch.uint8))
+    pose = np.eye(4)
+    pose[2, 3] = index
+    intrinsics = np.array([[10.0, 0, size[1] / 2 - 0.5], [0, 10.0, size[0] / 2 - 0.5], [0, 0, 1]])
+    return Saved(frame, np.full(size, 5.0, np.float32), intrinsics, pose)
+
+
+class TestThreads:
+    def test_all_items_come_in_order(self) -> None:
+        taken: list[Saved] = []
+        fed = Fed(taken.extend)
+        items = [saved_frame(index) for index in range(3 * MOST_QUEUED)]
+        for item in items:
+            fed.add(item)
+        fed.finish(with_error=False)
+        assert [item.frame.index for item in taken] == list(range(3 * MOST_QUEUED))
+
+    def test_an_error_comes_out_at_the_end_and_nobody_waits(self) -> None:
+        def fail(items: Iterator[Saved]) -> None:
+            next(items)
+            raise ValueError("no more")
+
+        fed = Fed(fail)
+        for index in range(3 * MOST_QUEUED):
+            fed.add(saved_frame(index))
+        with pytest.raises(ValueError, match="no more"):
+            fed.finish(with_error=False)
+
+    def test_what_is_left_by_an_error_is_not_finished(self) -> None:
+        ended: list[str] = []
+
+        def work(items: Iterator[Saved]) -> None:
+            for _ in items:
+                time.sleep(0.001)
+            ended.append("whole")
+
+        fed = Fed(work)
+        fed.add(saved_frame(0))
+        fed.finish(with_error=True)
+        assert not ended
+
+
+def test_a_clip_that_fails_leaves_no_trajectory(tmp_path: Path) -> None:
+    source, settings = Source("clip", tmp_path / "clip", {}), Settings(tmp_path, ["trajectory"])
+    with pytest.raises(ValueError, match="stop"), ClipOutputs(source, settings, None) as clip:
+        clip.add(saved_frame(0))
+        raise ValueError("stop")
+    assert not list(tmp_path.iterdir())
+    with ClipOutputs(source, settings, None) as clip:
+        for index in (0, 1, 3):  # one frame was damaged
+            clip.add(saved_frame(index))
+    trajectory = read_trajectory(tmp_path / "clip" / "trajectory_tum.txt")
+    assert trajectory.poses[:, 2, 3].tolist() == [0, 1, 3] and trajectory.times == pytest.approx([0, 0.1, 0.3])
+
+
+class TestPageFrames:
+    @pytest.mark.parametrize("count", [1, MOST_FRAMES, 7 * MOST_FRAMES])
+    def test_they_are_evenly_spread(self, count: int) -> None:
+        page = PageFrames()
+        for index in range(count):
+            page.add(saved_frame(index))
+        places = [place for place, _ in page.kept]
+        assert page.total == count and min(count, MOST_FRAMES) <= len(places) <= 2 * MOST_FRAMES
+        assert places == list(range(0, count, page.stride)) and page.has_clouds
+
+    def test_smaller_ones_show_the_same_space(self) -> None:
+        """A plane five away, seen by a frame of more than twice a page's width, keeps its place and size."""
+        large = saved_frame(0, (700, 1301))
+        small = reduced(large)
+        assert small.depth.shape == (234, 434) and small.frame.view.shape == (234, 434, 3)
+        extents = [
+            np.ptp(depth_to_points(each.depth, each.frame.view.numpy(), each.intrinsics, grazing_angle=None).points, 0)
+            for each in (large, small)
+        ]
+        assert extents[1] == pytest.approx(extents[0], rel=0.005)
+        assert reduced(saved_frame(0)).depth.shape == (6, 8)
