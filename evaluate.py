@@ -33,6 +33,7 @@ from featdepth.cards.content import (
     describe_model,
     describe_scores,
     describe_test,
+    finite,
     headline,
     look_for_leakage,
 )
@@ -42,13 +43,22 @@ from featdepth.cards.writing import command_line, write_card
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.config_checks import check_config
 from featdepth.data import build_dataset
-from featdepth.data.dataset import FrameDataset, NoGroundTruth
+from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.odometry_report import open_sequences, report_odometry
 from featdepth.processes import together
-from featdepth.report import format_loss, format_table, image_rows, summarise, summarise_loss, write_results
+from featdepth.refine import evaluate_refinement
+from featdepth.report import (
+    format_loss,
+    format_refinement,
+    format_table,
+    image_rows,
+    summarise,
+    summarise_loss,
+    write_results,
+)
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
 from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
@@ -100,13 +110,15 @@ def main() -> None:
     check_writable(out)
     if arguments.odometry and arguments.against is not None:
         raise InputError("--against compares scores of depth, and does not go with --odometry")
+    if arguments.refine is not None:
+        check_refinement(accelerator, arguments)
 
     subject = open_subject(accelerator, checkpoint, config, arguments.odometry)
     other = None if arguments.against is None else open_subject(accelerator, arguments.against, config)
     if arguments.odometry:
         report_odometry(accelerator, subject.model, subject.loader, out, subject.about())
     elif subject.missing is None:
-        report_scores(accelerator, subject, other, out)
+        report_scores(accelerator, subject, other, out, arguments.refine)
     elif other is None:
         report_loss(accelerator, subject, out)
     else:
@@ -120,10 +132,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="DIR", help="another model, to be compared image by image")
     parser.add_argument("--out", metavar="DIR", help="where the results go (default: <run>/evaluation)")
     parser.add_argument("--odometry", action="store_true", help="score trajectories of the test drives, not depth")
+    parser.add_argument(
+        "--refine", type=int, metavar="N", help="also score causal refinement, N steps after each frame"
+    )
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument(
         "--cards", nargs="+", metavar="DIR", help="compare evaluations that are done, by their cards; needs no --config"
     )
+
+
+def check_refinement(accelerator: Accelerator, arguments: argparse.Namespace) -> None:
+    """Raise InputError where --refine makes no sense."""
+    if arguments.refine < 1:
+        raise InputError(f"--refine {arguments.refine}: has to be at least 1 step")
+    if arguments.odometry:
+        raise InputError("--refine is about depth, and does not go with --odometry")
+    if accelerator.num_processes > 1:
+        raise InputError("--refine follows each clip frame by frame, on one process; start it without a launcher")
 
 
 def check_writable(out: Path) -> None:
@@ -173,12 +198,18 @@ def find_contamination(model: FeatDepth, checkpoint: str, tested: list[str], con
     return leakage
 
 
-def report_scores(accelerator: Accelerator, subject: Subject, other: Subject | None, out: Path) -> None:
-    """Print the scores, and write `metrics.json`, `per_image.csv` and the card into `out`. Every process enters."""
+def report_scores(
+    accelerator: Accelerator, subject: Subject, other: Subject | None, out: Path, refinement_steps: int | None
+) -> None:
+    """Print the scores, and write `metrics.json`, `per_image.csv` and the card into `out`. Every process enters.
+
+    refinement_steps: of causal refinement, which is scored beside the model as it is; None: it is not.
+    """
     pixel_median, note = fit_pixel_median(accelerator, subject.config)
     accelerator.print(f"median     {note}")
     scores = score_subject(accelerator, subject, pixel_median)
     other_scores = None if other is None else score_subject(accelerator, other, pixel_median)
+    refinement = None if refinement_steps is None else score_refinement(subject, refinement_steps)
 
     def write() -> None:
         config, known = subject.config, scores.known
@@ -188,12 +219,15 @@ def report_scores(accelerator: Accelerator, subject: Subject, other: Subject | N
         card = describe("depth", subject, known, skipped, scores.about["scale_source"])
         card |= describe_scores(known, config)
         card |= {"details": describe_details(known), "pixel_median_of": note, "against": against}
+        card["refinement"] = refinement
         pictures = draw_extremes(subject.model, subject.loader.dataset, config, scores.metres_per_unit, card)
         write_results(out, result, image_rows(scores.results, config))
         write_card(out, card, pictures)
         print(format_table(result))
         if against is not None:
             print(format_comparison(against))
+        if refinement is not None:
+            print(format_refinement(refinement))
         print(f"written to {out}")
 
     together(accelerator, write, main_only=True)
@@ -225,6 +259,14 @@ def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tens
 
     table = gather_columns(accelerator, model, loader, columns)
     return Scores(Results.of(table, loader.dataset.samples), unit, about)
+
+
+def score_refinement(subject: Subject, steps: int) -> dict:
+    """Scores with and without causal refinement: from both cameras, where the configuration has them, else from one."""
+    config = subject.config
+    with_stereo = STEREO in config.data.frames and subject.model.scale_source is not None
+    dataset = build_dataset(config, "test", frames=[0, STEREO] if with_stereo else [0], require_depth=True)
+    return finite(evaluate_refinement(subject.model, dataset, config, steps))
 
 
 def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:

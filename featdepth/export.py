@@ -17,8 +17,6 @@ import copy
 import importlib.util
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from torch.nn import functional
 
 from featdepth.config import Parser
 from featdepth.errors import InputError, complain, run_program
+from featdepth.files import written_whole
 from featdepth.geometry import disparity_to_depth
 from featdepth.models import FeatDepth
 from featdepth.models.featdepth import normalise
@@ -189,21 +188,6 @@ def describe(model: FeatDepth, arguments: argparse.Namespace, size: tuple[int, i
         "precision": f"int8, float {arguments.keep_float or 'heads'}" if arguments.int8 else arguments.precision,
         "versions": "; ".join(versions()),
     }
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well, and else is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def export_program(program: nn.Module, model: FeatDepth, size: tuple[int, int] | None) -> torch.export.ExportedProgram:

@@ -52,22 +52,34 @@ def read_safetensors(path: str | Path, limit: int, what: str) -> bytes:
     return data
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, making its folder; what stood there before is whole until the new file is.
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A new, empty file beside `path` that takes its place when the block ends well, and else is removed.
 
-    Raises OSError where that is impossible.
+    Makes the folder. What stood at `path` before is whole until then. Raises OSError where that is impossible.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all; see `written_whole`."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path`, whole or not at all; see `written_whole`."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 @contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featdepth.errors import InputError
-from featdepth.files import write_text
+from featdepth.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,17 +100,3 @@ def save(figure: Figure, path: Path) -> list[Path]:
         figure.savefig(text, format="svg", metadata={"Date": None})
         write_text(svg, text.getvalue())
     return [png, svg]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, making its folder, as `files.write_text` does text. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

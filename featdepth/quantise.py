@@ -122,7 +122,7 @@ def quantise(model: FeatDepth, images: Tensor, as_reference: bool, keep_float: s
         mapping = get_default_qconfig_mapping(engine)
         for name in KEPT_FLOAT[keep_float]:
             mapping.set_module_name(name, None)
-        # torch would round every sigmoid to steps of 1/256: at disparity 0.05 that is 8 % of the depth.
+        # torch would round every sigmoid to steps of 1/256, which are coarse for the disparities of what is far.
         mapping.set_object_type("sigmoid", None)
         observed = quantize_fx.prepare_fx(network, mapping, (normalise(images[:1]),))
         for image in images.split(1):

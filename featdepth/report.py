@@ -112,6 +112,22 @@ def format_loss(result: dict) -> str:
     return "\n".join([*contamination(result), *lines])
 
 
+def format_refinement(refinement: dict) -> str:
+    """Causal refinement as `evaluate_refinement` found it, as a table for people."""
+    cameras = "two cameras" if refinement["stereo"] else "one camera"
+    rows = [(name, refinement[name]) for name in ("without", "with")]
+    lines = [
+        f"\ncausal refinement from {cameras}, {refinement['steps']} steps after each of {refinement['frames']} frames, "
+        f"learning rate {refinement['learning_rate']:g}",
+        f"{'abs_rel':<40}{'median':>10}{'fixed':>10}{'frames/s':>10}",
+    ]
+    for name, scores in rows:
+        values = [scores[scale] and scores[scale]["abs_rel"] for scale in PREDICTORS[:2]]
+        cells = "".join(f"{'-':>10}" if value is None else f"{value:>10.4f}" for value in values)
+        lines.append(f"{f'{name} refinement':<40}{cells}{scores['frames_per_second']:>10.2f}")
+    return "\n".join(lines)
+
+
 def contamination(result: dict) -> list[str]:
     """A line that says so where the model has seen test drives."""
     names = ", ".join(result["contaminated"])

@@ -37,7 +37,7 @@ def save_model(
     torch.manual_seed(seed)
     model = FeatDepth(config.model, config.data.frames, 64, width)
     model.record_training(drives, ())
-    model.training_record |= {"seed": seed, "configuration": "0123456789abcdef"}
+    model.training_record |= {"seed": seed, "configuration_digest": "0123456789abcdef"}
     model.save_pretrained(folder)
     return folder
 
@@ -182,6 +182,28 @@ class TestCard:
         ).error_line()
         assert "--against" in refused and "ground truth" in refused and not (tmp_path / "no").exists()
         assert "no depth scores" in compare_here(tmp_path / "out").error_line()
+
+
+class TestRefinement:
+    def test_gain_and_cost_are_on_the_card(self, two_drives: Path, tmp_path: Path) -> None:
+        """Learning changes the scores of what comes after it; the scores beside it are of an evaluation without."""
+        checkpoint = save_model(two_drives, tmp_path / "model", 0)
+        result = succeeded(evaluate_here(two_drives, checkpoint, tmp_path / "out", "--refine", 2))
+        card = read_card(tmp_path / "out")
+        found = card["refinement"]
+        assert (found["kind"], found["steps"], found["stereo"]) == ("causal", 2, True)
+        assert (found["images"], len(found["clips"])) == (card["test"]["images"], card["test"]["drives"])
+        before, after = (found[name]["median_scaled"]["abs_rel"] for name in ("without", "with"))
+        assert before == pytest.approx(card["scores"]["median_scaled"]["plain"]["abs_rel"]["mean"], rel=1e-4)
+        assert after != before and found["gain"]["median_scaled"] == pytest.approx(before - after)
+        assert found["without"]["frames_per_second"] > found["with"]["frames_per_second"] > 0
+        text = (tmp_path / "out" / "card.md").read_text()
+        assert "## Causal refinement" in text and f"{before:.4f}" in text and f"{after:.4f}" in text
+        assert "causal refinement from two cameras, 2 steps" in result.out
+
+    def test_bad_usage(self, two_drives: Path, tmp_path: Path) -> None:
+        for words, reason in ((("--refine", 0), "at least 1"), (("--refine", 1, "--odometry"), "--odometry")):
+            assert reason in evaluate_here(two_drives, tmp_path, tmp_path / "out", *words).error_line()
 
 
 def test_model_trained_on_a_test_drive(two_drives: Path, tmp_path: Path) -> None:

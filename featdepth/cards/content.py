@@ -82,7 +82,8 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
 
     configuration: digest of its training's configuration but for the seed, equal for seeds of one configuration.
     """
-    seed, configuration, versions = (model.training_record.get(key) for key in ("seed", "configuration", "versions"))
+    record = model.training_record
+    seed, configuration, versions = (record.get(key) for key in ("seed", "configuration_digest", "versions"))
     return {
         "checkpoint": checkpoint,
         "objective": model.settings.objective,
@@ -230,6 +231,15 @@ def bounds(interval: Interval) -> list[float] | None:
 def number(value: float) -> float | None:
     """A float as JSON has it: None where it is not finite."""
     return float(value) if math.isfinite(value) else None
+
+
+def finite(content: object) -> object:
+    """Nested dicts and lists with null in the place of every number that is not finite."""
+    if isinstance(content, dict):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    return number(content) if isinstance(content, float) else content
 
 
 def extremes(values: np.ndarray, samples: Sequence[Sample], ranked_by: str) -> dict:

@@ -96,6 +96,8 @@ def scores(card: dict) -> Iterator[Block]:
         yield Table(("", "images", "mean", "over images", "over drives"), rows)
     if card["against"] is not None:
         yield from comparison(card["against"])
+    if card["refinement"] is not None:
+        yield from refinement(card["refinement"])
     yield from extremes(card)
 
 
@@ -148,6 +150,27 @@ def comparison(against: dict) -> Iterator[Block]:
             for row in part["rows"]
         ]
         yield Table(("", "this model", "the other", "difference", "over images", "over drives", "better"), rows)
+
+
+def refinement(found: dict) -> Iterator[Block]:
+    """Causal refinement: what it gains, and what it costs."""
+    cameras = "two cameras" if found["stereo"] else "one camera"
+    yield Heading("Causal refinement")
+    yield Text(
+        f"Each of {count(found['frames'], 'frame')} of {count(len(found['clips']), 'clip')} is predicted first and "
+        f"learned from afterwards, from {cameras}, in {count(found['steps'], 'step')} with learning rate "
+        f"{found['learning_rate']:g}; every clip begins with the model's own weights. The other scores are without it."
+    )
+    rows = []
+    for name in ("without", "with"):
+        scores = [found[name][scale] for scale in SCALE_TITLES]
+        values = [score and score[metric] for score in scores for metric in ("abs_rel", "a1")]
+        rows.append((name, *map(figure, values), f"{found[name]['frames_per_second']:.2f}"))
+    rows.append(
+        ("gain in abs_rel", *(text for scale in SCALE_TITLES for text in (figure(found["gain"][scale]), "")), "")
+    )
+    titles = [f"{metric}, {title}" for title in SCALE_TITLES.values() for metric in ("abs_rel", "a1")]
+    yield Table(("", *titles, "frames/s"), rows)
 
 
 def extremes(card: dict) -> Iterator[Block]:

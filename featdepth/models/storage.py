@@ -99,7 +99,7 @@ def read_record(config: dict, source: str | Path) -> dict:
 def _is_whole(record: dict) -> bool:
     """Whether the entries of a training record that the program knows have the right types."""
     lists = [record.get(name, []) for name in ("drives", "contaminated", "kinds", "versions")]
-    texts = [record.get(name, "") for name in ("scale_source", "imported_from")]
+    texts = [record.get(name, "") for name in ("scale_source", "imported_from", "configuration_digest")]
     tables = [record.get(name, {}) for name in ("configuration", "validation")]
     return (
         all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
@@ -108,6 +108,7 @@ def _is_whole(record: dict) -> bool:
         and all(isinstance(section, dict) for section in record.get("configuration", {}).values())
         and all(_is_number(value) for value in record.get("validation", {}).values())
         and isinstance(record.get("transductive", False), bool)
+        and type(record.get("seed", 0)) is int
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from featdepth.data.images import KITTI_DEPTH_UNITS
-from featdepth.prediction.point_cloud import write_bytes
+from featdepth.files import write_bytes
 
 LARGEST_VALUE = 65535
 PNG_LEVEL = 3  # of compression: half of the time of the usual 6, some percent more bytes

@@ -6,8 +6,6 @@ where the scale is known, else the network's own.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 
 from featdepth.errors import InputError
+from featdepth.files import write_bytes
 from featdepth.geometry import backproject
 
 # Degrees between a line of sight and the surface it meets. Below it the "surface" is mostly a ramp that a network draws
@@ -97,21 +96,6 @@ def write_ply(path: str | Path, points: np.ndarray, colours: np.ndarray, unit: s
     lines += ["comment axes of the camera: x right, y down, z forward", f"element vertex {len(vertices)}"]
     header = "\n".join([*lines, *properties, "end_header", ""])
     write_bytes(path, header.encode("ascii") + vertices.tobytes())
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path`, making its folder; what stood there before is whole until the new file is."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def thin(cloud: PointCloud, most: int) -> PointCloud:

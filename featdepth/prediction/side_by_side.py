@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import chain, islice
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from featdepth.errors import InputError
+from featdepth.files import written_whole
 from featdepth.prediction.pictures import bar_height, colour_depth, draw_scale_bar, nearest_depth
 
 RANGED_FRAMES = 32  # the first of a clip, which its range of colours is taken from
@@ -51,10 +51,8 @@ def write_side_by_side(
     height, width = first[0][0].shape[:2]
     height, width = height + height % 2, width + width % 2  # encoders want even sides
     bar = np.array(draw_scale_bar(2 * width, bar_height(height) // 2 * 2, unit, nearest))
-    temporary = path.with_name(f".writing.{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with av.open(str(temporary), "w") as container:
+        with written_whole(path) as temporary, av.open(str(temporary), "w") as container:
             codec = next(codec for codec in CODECS if codec in av.codecs_available)
             rate = rate_of([seconds for _, _, seconds in first]) or frame_rate
             stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1000), options=CODECS[codec])
@@ -64,11 +62,8 @@ def write_side_by_side(
                 pixels = np.concatenate([np.concatenate(pair, axis=1), bar], axis=0)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             container.mux(stream.encode())
-        os.replace(temporary, path)
     except av.FFmpegError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fitted(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
