@@ -156,7 +156,8 @@ def write_tests(street: Path, drives: int, root: Path) -> Path:
 def write_depth_network(source: Path, directory: Path) -> Path:
     """A copy of the model in `source` without its pose network, which has learned other motions."""
     content, state = read_model_directory(source)
-    write_model_directory(directory, content, {key: state[key] for key in state if key.startswith("depth_")})
+    depth = {key: state[key] for key in state if key.startswith("depth_")}
+    write_model_directory(directory, content, depth, f"The depth network of {source}, without its pose network.\n")
     return directory
 
 
