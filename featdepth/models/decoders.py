@@ -138,11 +138,6 @@ class PoseDecoder(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.conv3 = nn.Conv2d(width, 6, 1)
-        # Convolutions as PyTorch starts them shrink what differs between images in each layer, and the first hundreds
-        # of steps find but one motion for all of them. These keep its size.
-        for convolution in (self.reduce, self.conv1, self.conv2):
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Axis-angle `[B, 3]` and translation `[B, 3]`, float32."""
