@@ -105,8 +105,12 @@ class Refiner:
         config = Config(model=self.model.settings, loss=LOSS)
         for _ in range(self.steps):
             losses = compute_losses(self.model(batch), batch, config)
+            loss = torch.stack(list(losses.values())).sum()
+            # torch's sampling may end the whole process where it goes back through coordinates that are no numbers.
+            if not loss.isfinite():
+                raise InputError("refinement: the loss is not finite any more; lower the learning rate")
             self.optimizer.zero_grad()
-            torch.stack(list(losses.values())).sum().backward()
+            loss.backward()
             self.optimizer.step()
 
 

@@ -38,7 +38,7 @@ def frames() -> list[Tensor]:
 
 
 def stream(model: FeatDepth, frames: list[Tensor], steps: int = 1) -> list[Tensor]:
-    return list(refine_stream(model, frames, tiny_intrinsics(1)[0], steps, learning_rate=1e-3))
+    return list(refine_stream(model, frames, tiny_intrinsics(1)[0], steps, learning_rate=1e-5))
 
 
 def weights(model: FeatDepth) -> dict[str, Tensor]:
