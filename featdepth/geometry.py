@@ -125,10 +125,17 @@ def project(points: Tensor, intrinsics: Tensor, pose: Tensor) -> Tensor:
 
 
 def sample(image: Tensor, pixels: Tensor) -> Tensor:
-    """Values `[B, C, h, w]` of `image` `[B, C, H, W]` at `pixels` (x, y) `[B, 2, h, w]`: bilinear, border repeated."""
+    """Values `[B, C, h, w]` of `image` `[B, C, H, W]` at `pixels` (x, y) `[B, 2, h, w]`: bilinear, border repeated.
+
+    NaN where a coordinate is not finite. (torch gives some value of the image there, which hides a motion that is none,
+    and on CPUs its gradient of NaN coordinates reads outside of the image and ends the process.)
+    """
     height, width = image.shape[-2:]
-    grid = torch.stack([pixels[:, 0] * (2 / (width - 1)) - 1, pixels[:, 1] * (2 / (height - 1)) - 1], dim=-1)
-    return functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    nothing = 0 * pixels.detach().sum(1, keepdim=True)  # NaN where a coordinate is not finite
+    x, y = pixels.masked_fill(nothing != 0, 0.0).unbind(1)
+    grid = torch.stack([x * (2 / (width - 1)) - 1, y * (2 / (height - 1)) - 1], dim=-1)
+    values = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return values.add_(nothing)
 
 
 def correspondences(depth: Tensor, intrinsics: Tensor, source_from_target: Tensor) -> Tensor:

@@ -106,7 +106,6 @@ class Refiner:
         for _ in range(self.steps):
             losses = compute_losses(self.model(batch), batch, config)
             loss = torch.stack(list(losses.values())).sum()
-            # torch's sampling may end the whole process where it goes back through coordinates that are no numbers.
             if not loss.isfinite():
                 raise InputError("refinement: the loss is not finite any more; lower the learning rate")
             self.optimizer.zero_grad()

@@ -263,6 +263,18 @@ def test_points_behind_the_camera_give_finite_values_and_gradients():
     assert warped.isfinite().all() and depth.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_coordinates_that_are_not_finite_show_and_end_no_process(bad):
+    image, pixels = torch.rand(1, 2, 8, 16, requires_grad=True), torch.rand(1, 2, 4, 5) * 7
+    pixels[0, 0, 1, 2] = bad
+    values = geometry.sample(image, pixels.requires_grad_())
+    expected = torch.zeros(1, 2, 4, 5, dtype=torch.bool)
+    expected[..., 1, 2] = True
+    assert torch.equal(values.isnan(), expected)  # first: what follows would end this process
+    values.sum().backward()
+    assert image.grad.shape == image.shape and pixels.grad.shape == pixels.shape
+
+
 def test_disparity_spans_the_range_of_depths():
     ends = geometry.disparity_to_depth(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 0.1, 100.0)
     assert ends.tolist() == pytest.approx([100.0, 1 / (0.5 * (10 + 0.01)), 0.1])

@@ -11,6 +11,7 @@ from tiny_models import HEIGHT, OBJECTIVES, STEREO_METRES, WIDTH, tiny_batch, ti
 from torch import Tensor
 
 from featdepth import geometry
+from featdepth.badsteps import propagate
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
@@ -201,6 +202,20 @@ def test_the_networks_see_the_jittered_images_and_the_losses_the_plain_ones():
         assert (plain.disparities[0] - jittered.disparities[0]).abs().max() > 1e-4
         for name, value in compute_losses(plain, dark, config).items():
             torch.testing.assert_close(value, compute_losses(plain, batch, config)[name])
+
+
+@pytest.mark.parametrize("objective", [each for each in OBJECTIVES if each != "autoencoder"])
+def test_a_motion_that_is_none_shows_in_the_loss(objective):
+    """One source's is enough, whatever the others explain; and a backward pass goes through it."""
+    config = tiny_config(objective, automask=True)
+    model, batch = tiny_model(config), tiny_batch(config)
+    with torch.no_grad():
+        model.pose_decoder.conv3.bias[0] = torch.nan
+    losses = compute_losses(model(batch), batch, config)
+    assert losses["photometric"].isnan().all()
+    assert "feature_metric" not in losses or losses["feature_metric"].isnan().all()
+    propagate(total(losses)).backward()
+    assert all(each.grad.isnan().any() for each in model.parameters() if each.requires_grad)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -90,6 +90,11 @@ def test_a_stream_is_the_same_again_and_the_given_model_stays_as_it_is(model, fr
     assert all(torch.equal(*pair) for pair in zip(stream(model, frames, steps=0), plain, strict=True))
 
 
+def test_a_learning_rate_that_is_far_too_large_ends_in_one_line(model, frames):
+    with pytest.raises(InputError, match="not finite any more; lower the learning rate"):
+        list(refine_stream(model, frames, tiny_intrinsics(1)[0], steps=8, learning_rate=1e18))
+
+
 @pytest.mark.parametrize("cameras", ["one", "two"])
 def test_steps_lower_the_objective_and_leave_batch_statistics_alone(model, frames, cameras):
     intrinsics, pose = tiny_intrinsics(1)[0], stereo_pose()
