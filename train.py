@@ -82,10 +82,7 @@ def main() -> None:
     set_seed(config.train.seed, device_specific=True)
     progress, checkpoints, resumed = Progress(), directory / "checkpoints", None
     conditions = circumstances(accelerator, config, train_data.samples, validation_data.samples)
-    bare.training_record |= {
-        "seed": config.train.seed,
-        "configuration_digest": configuration_digest(conditions, config),
-    }
+    bare.training_record["configuration_digest"] = configuration_digest(conditions, config)
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
 

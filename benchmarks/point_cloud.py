@@ -35,7 +35,8 @@ from featdepth.files import read_bytes
 from featdepth.metrics.depth import depth_errors, evaluation_mask
 from featdepth.models import FeatDepth
 from featdepth.prediction.fusion import View, fuse
-from featdepth.prediction.point_cloud import METRES, VERTEX, depth_to_points, write_ply
+from featdepth.prediction.point_cloud import VERTEX, depth_to_points, write_ply
+from featdepth.scale import METRES
 
 FARTHEST = 80.0  # metres
 SAMPLES = 2  # rays of the true surface in a row and in a column of a pixel

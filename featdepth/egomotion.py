@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from featdepth.errors import InputError
 from featdepth.geometry import scale_translation
 from featdepth.models import FeatDepth
+from featdepth.models.inputs import resized
 from featdepth.rotations import nearest_rotations
 
 LARGEST_BATCH = 8  # pairs of frames
@@ -51,10 +51,8 @@ def check_has_pose(model: FeatDepth) -> None:
 def seen_frame(model: FeatDepth, frame: np.ndarray | Tensor) -> Tensor:
     """A frame (see `predict_motions`) as the pose network gets it in training: float `[3, H, W]`, on its device."""
     size = (model.height, model.width)
-    # As images are loaded for training: an antialiased triangle, on uint8 where they come so.
-    image = functional.interpolate(as_tensor(frame)[None], size, mode="bilinear", align_corners=False, antialias=True)[
-        0
-    ]
+    # As images are loaded for training: as uint8 where they come so.
+    image = resized(as_tensor(frame)[None], size)[0]
     image = image.float() if image.is_floating_point() else image.float() / 255
     return image.to(next(model.parameters()).device)
 

@@ -32,6 +32,7 @@ from featdepth.files import written_whole
 from featdepth.geometry import disparity_to_depth
 from featdepth.models import FeatDepth
 from featdepth.models.featdepth import normalise
+from featdepth.models.inputs import resized
 from featdepth.quantise import KEPT_FLOAT, load_calibration, quantise
 from featdepth.run import versions
 
@@ -262,17 +263,12 @@ def compare(
     size: of the images (None: of any); images: `[N, 3, H, W]` of the model's size, in the place of images made here.
     """
     errors = []
-    for batch in probes(model, size) if images is None else resized(images, size):
+    given = None if images is None else resized(images, size or tuple(images.shape[-2:])).split(1)
+    for batch in probes(model, size) if given is None else given:
         expected = model.predict_depth(batch)
         errors.append(((predict(batch) - expected) / expected).abs().flatten())
     joined = torch.cat(errors).double()
     return joined.max().item(), joined.mean().item()
-
-
-def resized(images: Tensor, size: tuple[int, int] | None) -> list[Tensor]:
-    """Calibration images one by one, of the size that the program takes."""
-    own = size or tuple(images.shape[-2:])
-    return list(functional.interpolate(images, own, mode="bilinear", align_corners=False, antialias=True).split(1))
 
 
 def probes(model: FeatDepth, size: tuple[int, int] | None) -> Iterator[Tensor]:

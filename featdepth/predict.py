@@ -42,15 +42,13 @@ from featdepth.prediction.outputs import (
     Settings,
     is_whole,
     remove_outputs,
-    unit_of,
 )
-from featdepth.prediction.point_cloud import METRES, RELATIVE
 from featdepth.prediction.predictor import Predictor, Tally, complain
 from featdepth.prediction.record import claim, fingerprint
 from featdepth.prediction.side_by_side import check_video_writer
 from featdepth.processes import together
 from featdepth.run import device_name, make_accelerator
-from featdepth.scale import describe_scale
+from featdepth.scale import METRES, RELATIVE, describe_scale, unit_of
 
 KINDS = (*FRAME_KINDS, *CLIP_KINDS)
 LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for one with a long video

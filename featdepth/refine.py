@@ -15,7 +15,6 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from featdepth.config import Config, Loss
 from featdepth.data.dataset import STEREO, FrameDataset
@@ -25,6 +24,7 @@ from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.metrics.depth import DepthScores, mean_scores
 from featdepth.models import FeatDepth
+from featdepth.models.inputs import resized
 from featdepth.objective import compute_losses
 from featdepth.validation import predict_disparity, score_prediction
 
@@ -82,10 +82,10 @@ class Refiner:
             raise InputError("refinement: a model that is up to scale has no use for a stereo baseline; give one image")
         size = (self.model.height, self.model.width)
         device = self.model.depth_encoder.conv1.weight.device
-        image, intrinsics = resized(image.to(device), size), scaled(intrinsics.to(device), image, size)
+        image, intrinsics = resized(image[None].to(device), size)[0], scaled(intrinsics.to(device), image, size)
         if other is not None:
             self.model.frames = [0, STEREO]
-            images = [image, resized(other.to(device), size)]
+            images = [image, resized(other[None].to(device), size)[0]]
             self.descend(images, intrinsics, STEREO_RATE, stereo_pose.to(device))
         elif len(self.past) == 2 and hasattr(self.model, "pose_decoder"):
             self.model.frames = [0, -1, 1]
@@ -116,13 +116,6 @@ class Refiner:
 def scaled(intrinsics: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
     """Intrinsics `[3, 3]` of `image` `[3, H, W]`, as they are at `size`."""
     return resize_intrinsics(intrinsics, tuple(image.shape[-2:]), size)
-
-
-def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image `[3, H, W]` at `size`, without aliasing."""
-    if tuple(image.shape[-2:]) == size:
-        return image
-    return functional.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def refine_stream(

@@ -12,6 +12,7 @@ SPEED = "known speed"
 INHERITED = ", of the initial model"  # behind the initial model's own source
 GIVEN = "given, source unknown"
 CAMERA_HEIGHT = "the camera's height"  # at evaluation
+METRES, RELATIVE = "metres", "relative"  # what depths and positions may be measured in
 
 
 def scale_of_training(config: Config) -> str | None:
@@ -23,3 +24,8 @@ def scale_of_training(config: Config) -> str | None:
 def describe_scale(source: str | None) -> str:
     """The unit of a model's depth in words; `source`: where its metres come from, None: it has none."""
     return "up to scale" if source is None else f"metres ({source})"
+
+
+def unit_of(source: str | None) -> str:
+    """METRES or RELATIVE: the unit of what a model predicts; `source`: as for `describe_scale`."""
+    return RELATIVE if source is None else METRES

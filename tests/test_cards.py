@@ -37,7 +37,7 @@ def save_model(
     torch.manual_seed(seed)
     model = FeatDepth(config.model, config.data.frames, 64, width)
     model.record_training(drives, ())
-    model.training_record |= {"seed": seed, "configuration_digest": "0123456789abcdef"}
+    model.training_record |= {"configuration": {"train": {"seed": seed}}, "configuration_digest": "0123456789abcdef"}
     model.save_pretrained(folder)
     return folder
 

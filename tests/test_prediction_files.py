@@ -21,8 +21,8 @@ from featdepth.prediction.pictures import (
     nearest_depth,
     round_depths,
 )
-from featdepth.prediction.point_cloud import METRES, RELATIVE
 from featdepth.prediction.side_by_side import RANGED_FRAMES, rate_of, write_side_by_side
+from featdepth.scale import METRES, RELATIVE
 from featdepth.video.reading import read_pictures
 
 needs_pyav = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")

@@ -83,7 +83,8 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
     configuration: digest of its training's configuration but for the seed, equal for seeds of one configuration.
     """
     record = model.training_record
-    seed, configuration, versions = (record.get(key) for key in ("seed", "configuration_digest", "versions"))
+    seed = record.get("configuration", {}).get("train", {}).get("seed")
+    configuration, versions = record.get("configuration_digest"), record.get("versions")
     return {
         "checkpoint": checkpoint,
         "objective": model.settings.objective,

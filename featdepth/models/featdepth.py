@@ -23,7 +23,7 @@ from featdepth.errors import InputError
 from featdepth.models.cameras import LearnedIntrinsics
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
-from featdepth.models.inputs import as_given, as_images, in_evaluation_mode
+from featdepth.models.inputs import as_given, as_images, in_evaluation_mode, resized
 from featdepth.models.model_card import LIBRARY, TAGS, model_card, read_scores
 from featdepth.models.recompute import Segmented
 from featdepth.models.storage import (
@@ -195,12 +195,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
     @torch.no_grad()
     def predict_disparity(self, images: Tensor) -> Tensor:
         """Sigmoid disparity `[N, 1, H, W]` of images `[N, 3, H, W]` in [0, 1] of any size, seen at the model's size."""
-        seen = images
-        if tuple(images.shape[-2:]) != (self.height, self.width):
-            seen = functional.interpolate(
-                images, (self.height, self.width), mode="bilinear", align_corners=False, antialias=True
-            )
-        disparity = self.depth(seen)[0]
+        disparity = self.depth(resized(images, (self.height, self.width)))[0]
         return functional.interpolate(disparity.float(), images.shape[-2:], mode="bilinear", align_corners=False)
 
     def predict_depth(

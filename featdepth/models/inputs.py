@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 EXPECTED = (
     "expected RGB as a tensor [N, 3, H, W] or [3, H, W], an array [H, W, 3] or a PIL image, uint8 or floats in [0, 1]"
@@ -50,6 +51,13 @@ def as_images(given: Tensor | np.ndarray | Image.Image, device: torch.device, dt
         if not (lowest >= -ROUNDING and highest <= 1 + ROUNDING):
             raise ValueError(f"floats from {lowest:g} to {highest:g}: {EXPECTED}")
     return images.to(dtype)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images `[N, 3, H, W]` at `size` (height, width), by the antialiased triangle that training resizes with."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def as_given(maps: Tensor, given: Tensor | np.ndarray | Image.Image) -> Tensor | np.ndarray:

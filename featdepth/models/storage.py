@@ -108,7 +108,6 @@ def _is_whole(record: dict) -> bool:
         and all(isinstance(section, dict) for section in record.get("configuration", {}).values())
         and all(_is_number(value) for value in record.get("validation", {}).values())
         and isinstance(record.get("transductive", False), bool)
-        and type(record.get("seed", 0)) is int
     )
 
 

@@ -17,11 +17,12 @@ from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.prediction.fusion import FusedCloud, View, fuse
 from featdepth.prediction.inputs import Source
-from featdepth.prediction.outputs import Saved, Settings, clip_files, page_frame, page_notes, unit_of
+from featdepth.prediction.outputs import Saved, Settings, clip_files, page_frame, page_notes
 from featdepth.prediction.page import MOST_FRAMES, WIDEST, write_page
 from featdepth.prediction.pictures import nearest_depth
 from featdepth.prediction.point_cloud import PointCloud, write_ply
 from featdepth.prediction.side_by_side import write_side_by_side
+from featdepth.scale import unit_of
 from featdepth.trajectory_files import write_kitti, write_tum
 
 SEQUENCE_KINDS = {"trajectory", "fused_points", "page"}

@@ -37,7 +37,7 @@ def encode_depth(depth: np.ndarray) -> tuple[np.ndarray, int]:
 def write_depth_png(path: Path, depth: np.ndarray, unit: str) -> int:
     """Write depth `[h, w]` as 16-bit png; the number of pixels that were cut (see `encode_depth`).
 
-    unit: METRES or RELATIVE (of `point_cloud`), kept in the file's text.
+    unit: METRES or RELATIVE of `featdepth.scale`, kept in the file's text.
     """
     values, clipped = encode_depth(depth)
     text = PngImagePlugin.PngInfo()

@@ -19,7 +19,8 @@ from featdepth.prediction.frames import Frame, frame_name
 from featdepth.prediction.inputs import Source
 from featdepth.prediction.page import PageFrame, write_page
 from featdepth.prediction.pictures import colour_depth, draw_depth, nearest_depth, write_picture
-from featdepth.prediction.point_cloud import METRES, RELATIVE, depth_to_points, write_ply
+from featdepth.prediction.point_cloud import depth_to_points, write_ply
+from featdepth.scale import unit_of
 
 # What can be saved of each frame, and the ending of its file.
 FRAME_KINDS = {
@@ -64,11 +65,6 @@ class Saved(NamedTuple):
     pose: np.ndarray | None = None  # world_from_camera 4x4, in the unit of the depth; the world is the first camera
     clipped: int = 0  # pixels beyond what 16 bits can say
     error: str | None = None
-
-
-def unit_of(scale_source: str | None) -> str:
-    """The unit of the depth of a model with this `scale_source`."""
-    return RELATIVE if scale_source is None else METRES
 
 
 def frame_paths(source: Source, name: str, settings: Settings) -> dict[str, Path]:

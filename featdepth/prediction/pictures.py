@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from featdepth.files import write_bytes
 from featdepth.prediction.depth_files import PNG_LEVEL, image_bytes
-from featdepth.prediction.point_cloud import METRES
+from featdepth.scale import METRES
 from featdepth.tracking import DEPTH_COLOURS, colour
 
 TABLE = colour(torch.linspace(0, 1, 1024)[None], DEPTH_COLOURS)[0]  # uint8 [1024, 3], far to near

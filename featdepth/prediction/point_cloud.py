@@ -19,7 +19,6 @@ from featdepth.geometry import backproject
 # Degrees between a line of sight and the surface it meets. Below it the "surface" is mostly a ramp that a network draws
 # from a near thing to what is behind it. A road seen from 1.65 m is kept up to 95 m.
 GRAZING_ANGLE = 1.0
-METRES, RELATIVE = "metres", "relative"  # what the coordinates of a cloud may be measured in
 VERTEX = np.dtype([*((axis, "<f4") for axis in "xyz"), *((colour, "u1") for colour in ("red", "green", "blue"))])
 PLY_TYPES = {"<f4": "float", "|u1": "uchar"}
 
@@ -86,7 +85,7 @@ def is_grazing(points: np.ndarray, angle: float) -> np.ndarray:
 def write_ply(path: str | Path, points: np.ndarray, colours: np.ndarray, unit: str) -> None:
     """Write `points` `[N, 3]` and `colours` uint8 `[N, 3]` as binary PLY, whole or not at all; makes the folder.
 
-    unit: METRES or RELATIVE, said in a comment of the file. Raises OSError where it cannot be written.
+    unit: METRES or RELATIVE of `featdepth.scale`, in a comment of the file. Raises OSError where it cannot be written.
     """
     vertices = np.empty(len(points), VERTEX)
     for column, name in enumerate(VERTEX.names):
