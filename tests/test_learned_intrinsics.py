@@ -23,7 +23,7 @@ from featdepth.data.dataset import UNNUMBERED
 from featdepth.data.synthetic import Drive, Street, render_frame, write_street
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth, Prediction, build_model
-from featdepth.models.cameras import LARGEST_TOLERANCE, RECENT_STEPS, LearnedIntrinsics
+from featdepth.models.cameras import FOCAL_UNIT, LARGEST_TOLERANCE, RECENT_STEPS, LearnedIntrinsics
 from featdepth.objective import compute_losses
 
 SIZE = (HEIGHT, WIDTH)
@@ -120,12 +120,13 @@ class TestStatistics:
     def test_spread_is_that_of_the_last_steps(self):
         cameras, poses = two_cameras(), torch.eye(4).repeat(1, 2, 1, 1)
         random = np.random.default_rng(0)
-        for step in range(12 * RECENT_STEPS):
+        far = RECENT_STEPS // 2 + 7
+        for step in range(far + RECENT_STEPS):
             with torch.no_grad():  # far off at first, then around the start
-                cameras.focal_change[0] = 0.02 if step < RECENT_STEPS else random.normal(0, 0.001)
+                cameras.focal_change[0] = (1.0 if step < far else random.normal(0, 0.01)) / FOCAL_UNIT
             cameras.follow(torch.tensor([0]), poses)
         described = cameras.describe(SIZE)
-        assert described["a"]["focal_spread"][0] == pytest.approx(0.01, rel=0.2)
+        assert described["a"]["focal_spread"][0] == pytest.approx(0.01, rel=0.15)
         assert described["b"]["focal_spread"] == [0, 0]
 
     def test_rotation_is_each_cameras_own(self):
@@ -291,7 +292,7 @@ def learned_model(**settings: object) -> FeatDepth:
     config = tiny_config("photometric", FRAMES, intrinsics="learned", metres_per_unit=None, **settings)
     model = build_model(config, dict(zip("ab", tiny_intrinsics(2), strict=True)))
     with torch.no_grad():
-        model.cameras.focal_change.fill_(0.01)
+        model.cameras.focal_change.fill_(0.1 / FOCAL_UNIT)
     return model
 
 

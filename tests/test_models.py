@@ -15,7 +15,7 @@ from torch import Tensor
 from featdepth.config import Config
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth, build_model
-from featdepth.models.decoders import convolve_upsampled
+from featdepth.models.decoders import PoseDecoder, convolve_upsampled
 from featdepth.models.encoders import ResNetEncoder, load_imagenet
 
 CHANNELS = {18: [64, 64, 128, 256, 512], 50: [64, 256, 512, 1024, 2048]}
@@ -164,6 +164,21 @@ def test_the_pose_network_sees_one_size_whatever_the_resolution():
         model.motion(torch.rand(1, 3, HEIGHT, WIDTH), torch.rand(1, 3, HEIGHT, WIDTH))
         model.motion(torch.rand(1, 3, 96, 160), torch.rand(1, 3, 96, 160))
     assert seen == [(1, 6, 64, 128)] * 2
+
+
+def test_a_new_pose_decoder_tells_pairs_apart():
+    torch.manual_seed(0)
+    decoder, features = PoseDecoder([512]), [torch.randn(16, 512, 2, 6).relu()]
+
+    def spread() -> float:
+        """How much the motions of the pairs differ."""
+        with torch.no_grad():
+            return torch.cat(decoder(features), dim=1).std(0).mean().item()
+
+    own = spread()
+    for layer in (decoder.reduce, decoder.conv1, decoder.conv2):
+        layer.reset_parameters()  # torch's
+    assert own > 5 * spread()
 
 
 def test_imagenet_weights_from_a_file_or_a_folder(imagenet):

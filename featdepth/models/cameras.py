@@ -24,7 +24,7 @@ from featdepth.geometry import flip_intrinsics
 
 # Adam moves a parameter by about its learning rate a step, whatever the gradient, which for networks is far less than
 # a focal length needs: one unit of these parameters is this change of a logarithm or of a share of the image.
-FOCAL_UNIT, CENTRE_UNIT = 10.0, 1.0
+FOCAL_UNIT, CENTRE_UNIT = 20.0, 1.0
 RECENT_STEPS = 200  # that spreads are taken over
 RECENT_SAMPLES = 1000  # of a camera that its rotation is taken over
 LARGEST_TOLERANCE = 0.25  # beyond it the warning that the rotation is too small
@@ -46,11 +46,11 @@ class LearnedIntrinsics(nn.Module):
         self.focal_change = nn.Parameter(torch.zeros(count, focals))
         self.centre_change = nn.Parameter(torch.zeros(count, 2))
         self.register_buffer("start", torch.tensor([1.0, 1.0, 0.5, 0.5]).repeat(count, 1))  # fx, fy, cx, cy
-        # Of the last steps: how many, and mean and variance of the values; of the last samples of each camera: how
-        # many, and mean square of the rotation (radians) about the vertical and the horizontal axis.
-        self.register_buffer("steps", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(count, 4))
-        self.register_buffer("variance", torch.zeros(count, 4))
+        # How many steps there were, and the values after the last of them, the oldest overwritten first; of the last
+        # samples of each camera: how many, and mean square of the rotation (radians) about the vertical and the
+        # horizontal axis.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("recent", torch.zeros(RECENT_STEPS, count, 4))
         self.register_buffer("samples", torch.zeros(count))
         self.register_buffer("rotation", torch.zeros(count, 2))
 
@@ -95,11 +95,7 @@ class LearnedIntrinsics(nn.Module):
 
         camera: index `[B]` of its samples; poses: source_from_target `[B, S, 4, 4]` of their temporal sources.
         """
-        values = self.values()
-        share = 1 / (self.steps + 1).clamp(max=RECENT_STEPS)
-        difference = values - self.mean
-        self.mean += share * difference
-        self.variance.copy_((1 - share) * (self.variance + share * difference.square()))
+        self.recent.index_copy_(0, (self.steps % RECENT_STEPS)[None], self.values()[None])
         self.steps += 1
 
         known = (camera >= 0).float()
@@ -132,7 +128,13 @@ class LearnedIntrinsics(nn.Module):
         spreads: standard deviation over the last steps, relative for the focal length; rotation: root mean square
         between frames, degrees; tolerance: see there, null where it is infinite.
         """
-        columns = (self.values(), self.variance.sqrt(), self.rotation.sum(1).sqrt().rad2deg(), self.tolerance(size))
+        recent = self.recent[: max(1, int(self.steps))]
+        columns = (
+            self.values(),
+            recent.std(0, correction=0),
+            self.rotation.sum(1).sqrt().rad2deg(),
+            self.tolerance(size),
+        )
         table = zip(self.names, *(column.tolist() for column in columns), strict=True)
         return {
             name: {
