@@ -41,18 +41,23 @@ CUT = 0.1  # of each side of the pictures
 SEED = 1  # of the street: the demo's has other scenes
 BATCH = 8
 RENUMBERED = 5000  # added to the numbers of the test drives, which in the demo's street are those of other drives
-# A small model that learns in minutes; docs/intrinsics.md says why it needs the keys of the last line.
+# A small model that learns in minutes; docs/intrinsics.md says why it needs the keys of the loss.
 SMALL = (
-    *("data.height=64", "data.width=192", f"data.crop=[{CUT},{CUT},{CUT},{CUT}]", "data.frames=[0,-1]"),
-    *(
-        "data.workers=0",
-        "model.pretrained=false",
-        "model.dropout=0.0",
-        "model.pose_size=[32,96]",
-        "optimizer.lr=5.0e-4",
-    ),
-    *("schedule.warmup_steps=30", "schedule.gamma=0.2", "train.checkpoint_every=100000", "train.log_every=20"),
-    *("train.panel_samples=2", "loss.pyramid=true", "loss.automask=false"),
+    "data.height=64",
+    "data.width=192",
+    f"data.crop=[{CUT},{CUT},{CUT},{CUT}]",
+    "data.workers=0",
+    "model.pretrained=false",
+    "model.dropout=0.0",
+    "model.pose_size=[32,96]",
+    "optimizer.lr=5.0e-4",
+    "schedule.warmup_steps=30",
+    "schedule.gamma=0.2",
+    "train.checkpoint_every=100000",
+    "train.log_every=20",
+    "train.panel_samples=2",
+    "loss.pyramid=true",
+    "loss.automask=false",
 )
 FROM_NOTHING = ("model.decoder_width=32", "model.initial_depth=2.0")
 # The same depth in units a quarter as long, in which translations are four times as many: turning is found first.
@@ -65,7 +70,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="model directory that both start from (default: random weights)")
     parser.add_argument("--field-of-view", type=float, help="degrees at the start (default: a quarter below the truth)")
     parser.add_argument("--drives", type=int, default=36, help="of the street, 20 frames each; a third are used")
-    parser.add_argument("--steps", type=int, default=1100, help="of each run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="of each run (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for data and runs, kept (default: removed at the end)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of both runs")
     arguments = parser.parse_intermixed_args()
