@@ -77,6 +77,7 @@ class Model:
     pretrained: bool | str = True  # encoders start from: true: ImageNet, false: random, text: weight file or folder
     feature_encoder: str | None = None  # model directory of stage 1 (objective autoencoder)
     pose_size: list[int] | None = field(default_factory=lambda: [192, 640])  # pixels [height, width]; null: as trained
+    pose_start: str = "published"  # of a new pose decoder: published, or he, which learns motion some ten times faster
     init: str | None = None  # model directory to fine-tune
     intrinsics: str = "given"  # given: those of the data; learned: from data.field_of_view, or those of the data, on
     square_pixels: bool = True  # learned intrinsics have one focal length; false: one for each direction

@@ -53,6 +53,7 @@ CHOICES = {
     "model.depth_layers": LAYERS,
     "model.pose_layers": LAYERS,
     "model.feature_layers": LAYERS,
+    "model.pose_start": ("published", "he"),
     "evaluate.protocol": ("eigen", "eigen_improved", "own"),
     "evaluate.crop": ("garg", "none"),
 }

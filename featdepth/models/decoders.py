@@ -130,19 +130,24 @@ class DepthDecoder(Segmented):
 
 
 class PoseDecoder(nn.Module):
-    """Rotation vector (radians) and translation (network units) of an image pair, from the encoder's last feature."""
+    """Rotation vector (radians) and translation (network units) of an image pair, from the encoder's last feature.
 
-    def __init__(self, encoder_channels: list[int], width: int = 256) -> None:
+    start: "published" is torch's own start of convolutions, as the published implementation has it. Three layers with
+    ReLU leave a tenth of what tells two pairs apart: training begins with one motion for all pairs, and a short one may
+    not leave that. "he" keeps its size (He et al., ICCV 2015). Adam then changes motions by some ten times as much in a
+    step, which wants a low learning rate where depth starts from nothing.
+    """
+
+    def __init__(self, encoder_channels: list[int], start: str = "published", width: int = 256) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(encoder_channels[-1], width, 1)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.conv3 = nn.Conv2d(width, 6, 1)
-        # As He et al. (ICCV 2015) start layers with ReLU. With torch's own start a tenth of what tells two pairs apart
-        # is left after three of them: training begins with one motion for all pairs, and may never leave that.
-        for layer in (self.reduce, self.conv1, self.conv2):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        if start == "he":
+            for layer in (self.reduce, self.conv1, self.conv2):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Axis-angle `[B, 3]` and translation `[B, 3]`, float32."""

@@ -88,7 +88,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
             self.depth_decoder = DepthDecoder(self.depth_encoder.channels, settings.decoder_width, settings.dropout)
         if "pose" in networks and self.temporal_sources:
             self.pose_encoder = ResNetEncoder(settings.pose_layers, input_channels=6)
-            self.pose_decoder = PoseDecoder(self.pose_encoder.channels)
+            self.pose_decoder = PoseDecoder(self.pose_encoder.channels, settings.pose_start)
         if "feature_encoder" in networks:
             self.feature_encoder = ResNetEncoder(settings.feature_layers)
             self.feature_decoder = FeatureDecoder(self.feature_encoder.channels)
