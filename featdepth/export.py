@@ -263,8 +263,8 @@ def compare(
     size: of the images (None: of any); images: `[N, 3, H, W]` of the model's size, in the place of images made here.
     """
     errors = []
-    given = None if images is None else resized(images, size or tuple(images.shape[-2:])).split(1)
-    for batch in probes(model, size) if given is None else given:
+    batches = probes(model, size) if images is None else resized(images, size or (model.height, model.width)).split(1)
+    for batch in batches:
         expected = model.predict_depth(batch)
         errors.append(((predict(batch) - expected) / expected).abs().flatten())
     joined = torch.cat(errors).double()

@@ -191,6 +191,7 @@ def test_a_failing_rename_leaves_the_old_model_as_it_was(copy, monkeypatch):
 
 DAMAGED_RECORDS = [None, [], "drives", {"drives": "2011"}, {"contaminated": [1]}, {"drives": [[]]}]
 DAMAGED_RECORDS += [
+    {"configuration": {"train": {"seed": "0"}}},
     {"configuration_digest": 7},
     {"kinds": 1},
     {"versions": [1]},

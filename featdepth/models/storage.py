@@ -106,6 +106,7 @@ def _is_whole(record: dict) -> bool:
         and all(isinstance(text, str) for text in texts)
         and all(isinstance(table, dict) for table in tables)
         and all(isinstance(section, dict) for section in record.get("configuration", {}).values())
+        and type(record.get("configuration", {}).get("train", {}).get("seed", 0)) is int
         and all(_is_number(value) for value in record.get("validation", {}).values())
         and isinstance(record.get("transductive", False), bool)
     )
