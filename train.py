@@ -6,6 +6,11 @@ accelerate launch train.py --config configs/kitti.yaml
 
 from __future__ import annotations
 
+from featdepth.errors import InputError, end_at_interrupt, run_program
+
+if __name__ == "__main__":
+    end_at_interrupt()
+
 import argparse
 import math
 import sys
@@ -23,7 +28,6 @@ from featdepth.checkpoint import Progress, resume, save_checkpoint
 from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
-from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together

@@ -518,14 +518,16 @@ class TestSlurm:
 
     SCRIPT = REPOSITORY / "configs" / "slurm" / "train.sbatch"
 
-    def run(self, folder: Path, srun: str, arguments: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, folder: Path, srun: str, arguments: list[object], cwd: Path, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         for name, content in (("srun", srun), ("scontrol", f'echo "$@" >> {folder}/calls; echo 127.0.0.1')):
             (folder / name).write_text(f"#!/bin/bash\n{content}\n")
             (folder / name).chmod(0o755)
         path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         slurm = {"SLURM_JOB_NODELIST": "two", "SLURM_NNODES": "2", "SLURM_GPUS_PER_NODE": "1", "SLURM_JOB_ID": "7"}
         command = ["bash", self.SCRIPT, *map(str, arguments)]
-        environment = program_environment() | {"PATH": path} | slurm
+        environment = program_environment() | {"PATH": path} | slurm | variables
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
 
     def test_a_launcher_on_each_machine(self, config_file: Path, run_directory: Path, tmp_path: Path) -> None:
@@ -534,6 +536,17 @@ class TestSlurm:
         result = self.run(tmp_path, srun, arguments, cwd=REPOSITORY)
         assert result.returncode == 0, result.stderr
         assert "2 x cpu" in result.stdout and len(read_metrics(run_directory)) == 1
+
+    @pytest.mark.parametrize("gpus", ["4", "a100:4"])
+    def test_what_srun_does_not_take_over_is_exported(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str
+    ) -> None:
+        """Its cores, without which all processes share one; a kind of GPU is no number."""
+        for name, value in (("SLURM_CPUS_PER_TASK", "32"), ("SLURM_EXPORT_ENV", "NONE")):
+            monkeypatch.setenv(name, value)
+        srun = 'echo "$SRUN_CPUS_PER_TASK cores, $PROCESSES processes, $SLURM_EXPORT_ENV variables"'
+        result = self.run(tmp_path, srun, ["config.yaml"], cwd=tmp_path, SLURM_GPUS_PER_NODE=gpus)
+        assert (result.returncode, result.stdout) == (0, "32 cores, 8 processes, ALL variables\n"), result.stderr
 
     @pytest.mark.parametrize("stopped", [True, False])
     def test_what_was_stopped_is_queued_again_and_what_failed_is_not(self, tmp_path: Path, stopped: bool) -> None:
