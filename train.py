@@ -32,7 +32,16 @@ from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
 from featdepth.refine import is_transductive
-from featdepth.run import RunDirectory, bare_model, compilation, compiled, device_name, make_accelerator, versions
+from featdepth.run import (
+    RunDirectory,
+    bare_model,
+    compilation,
+    compiled,
+    device_name,
+    make_accelerator,
+    precision,
+    versions,
+)
 from featdepth.scale import describe_scale
 from featdepth.schedule import learning_rate
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
@@ -112,7 +121,7 @@ def main() -> None:
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
-        f"precision {accelerator.mixed_precision}, compilation {compilation(accelerator)}\n"
+        f"precision {precision(accelerator)}, compilation {compilation(accelerator)}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
         f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
         f"training   {train_data.describe()}\n"
