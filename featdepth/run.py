@@ -33,6 +33,7 @@ from featdepth.processes import end_with_launcher, keep_freed_memory, together
 LOCK = ".lock"
 # Compilers that tell what a segment computes again in the backward pass from the statistics that it changes.
 RECOMPUTING_BACKENDS = {DynamoBackend.NO, DynamoBackend.AOT_EAGER, DynamoBackend.INDUCTOR}
+GRAPH_MODES = {"reduce-overhead", "max-autotune"}  # of inductor
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -104,6 +105,23 @@ def compiled(accelerator: Accelerator, function: Function) -> Function:
     if compilation(accelerator) == "no":
         return function
     return torch.compile(function, **accelerator.state.dynamo_plugin.to_kwargs())
+
+
+def records_graphs(accelerator: Accelerator) -> bool:
+    """Whether the launcher asks for CUDA graphs, which overwrite what they gave when they run again."""
+    plugin = accelerator.state.dynamo_plugin
+    if plugin.backend == DynamoBackend.INDUCTOR:
+        return plugin.mode in GRAPH_MODES
+    return plugin.backend == DynamoBackend.CUDAGRAPHS
+
+
+def begin_pass(accelerator: Accelerator) -> None:
+    """Before each batch: what CUDA graphs gave for the one before is not needed any more.
+
+    They would guess so at each of the functions that are compiled one by one, and take from one what another gave it.
+    """
+    if records_graphs(accelerator):
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def bare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from featdepth.metrics.depth import flip_post_process, mean_scores, median, scor
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
-from featdepth.run import bare_model
+from featdepth.run import bare_model, begin_pass
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 
@@ -43,6 +43,7 @@ def gather_values(
     model.eval()
     rows = []
     for batch in loader:
+        begin_pass(accelerator)
         batch = augment(batch)
         row, replaced = accelerator.gather_for_metrics((values(batch), batch["replaced"]))
         rows.append(row[replaced == 0].cpu())

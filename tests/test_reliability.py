@@ -368,6 +368,34 @@ class TestBadSteps:
         (guarded,) = torch.autograd.grad(propagate((values * values).sum().sin()), values)
         assert torch.equal(plain, guarded)
 
+    def test_overflow_under_float16_is_no_bad_step(self) -> None:
+        """A scaler begins with too large a scale; what is left out for that does not end a run, and weights stay."""
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        guard, take_step = guarded_step(scaler, limit=2)
+        for _ in range(6):
+            before = take_step.weights()
+            assert not take_step(2.0**10)  # beyond float32, scaled like that
+            assert torch.equal(before, take_step.weights())
+        assert int(guard.longest) == 0 and scaler.get_scale() == 2.0**121
+        scaler.update(2.0**10)
+        assert not take_step(1.0) and not torch.equal(before, take_step.weights())
+
+    def test_bad_steps_leave_the_scale_of_float16_alone(self) -> None:
+        """Halved at each, it would end below all gradients; and they count, as without a scaler."""
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        guard, take_step = guarded_step(scaler, limit=5)
+        for number, factor in enumerate([1.0, *3 * [torch.nan, 1.0], *3 * [torch.nan]]):
+            before = take_step.weights()
+            assert take_step(factor) == (factor != 1.0)
+            assert torch.equal(before, take_step.weights()) == (factor != 1.0), number
+        assert int(guard.in_a_row) == int(guard.longest) == 3 and scaler.get_scale() == 2.0**10
+
+    def test_gradients_that_no_scale_mends_are_bad_steps(self) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+        guard, take_step = guarded_step(scaler, limit=5)
+        flags = [take_step(1.0, spoil=True) for _ in range(8)]
+        assert flags == [False] * 4 + [True] * 4 and int(guard.in_a_row) == 4 and scaler.get_scale() == 1.0
+
     def test_on_one_of_two_processes(self, config_file: Path, run_directory: Path) -> None:
         """Both skip it, one by one counted as one; all else goes on."""
         options = ["train.max_steps=3", "train.log_every=1", f"run.directory={run_directory}"]
@@ -392,6 +420,32 @@ class TestBadSteps:
         assert len(set(named)) == 4 and set(named) <= set(listed)
         last = checkpoints(run_directory / "checkpoints")[-1]
         assert last.name == "step_3" and read_manifest(last)["progress"]["bad_in_a_row"] == 1
+
+
+def guarded_step(scaler: torch.amp.GradScaler, limit: int) -> tuple[BadSteps, Callable[..., bool]]:
+    """A guard, and a function that takes a step of a small model with its loss times a factor: whether it was bad."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    guard = BadSteps(model, optimizer, limit, scaler=scaler)
+    batch = torch.randn(8, 3)
+
+    def take_step(factor: float, spoil: bool = False) -> bool:
+        """spoil: a gradient becomes infinite whatever the scale is."""
+        scaler.scale(guard.watch(factor * model(batch).square().mean())).backward()
+        if spoil:
+            model[0].weight.grad[1, 1] = torch.inf
+        scaler.unscale_(optimizer)
+        bad = guard.judge(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        guard.settle(0, bad)
+        assert all(tensor.isfinite().all() for tensor in [*model.state_dict().values(), *flat_state(optimizer)])
+        return bool(bad)
+
+    take_step.weights = lambda: torch.cat([each.detach().flatten() for each in model.parameters()])
+    return guard, take_step
 
 
 def flat_state(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
