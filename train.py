@@ -105,6 +105,8 @@ def main() -> None:
     bare.training_record["configuration_digest"] = configuration_digest(conditions, config)
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
+        for group in optimizer.param_groups:  # a checkpoint brings its own
+            group["weight_decay"] = config.optimizer.weight_decay
 
     steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
     steps_done = math.ceil(progress.batch / config.train.accumulate)  # of the epoch in progress
