@@ -40,6 +40,7 @@ from featdepth.run import (
     compiled,
     device_name,
     make_accelerator,
+    precision,
     records_graphs,
     versions,
 )
@@ -104,6 +105,8 @@ def main() -> None:
     bare.training_record["configuration_digest"] = configuration_digest(conditions, config)
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
+        for group in optimizer.param_groups:  # a checkpoint brings its own
+            group["weight_decay"] = config.optimizer.weight_decay
 
     steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
     steps_done = math.ceil(progress.batch / config.train.accumulate)  # of the epoch in progress
@@ -129,7 +132,7 @@ def main() -> None:
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
-        f"precision {accelerator.mixed_precision}, compilation {compilation(accelerator)}\n"
+        f"precision {precision(accelerator)}, compilation {compilation(accelerator)}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
         f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
         f"training   {train_data.describe()}\n"

@@ -21,7 +21,7 @@ import yaml
 from featdepth.config_checks import CHOICES, COMMAND_LINE, check_config
 from featdepth.config_values import Dumper, convert, describe, parse_yaml, shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_text, write_text
 
 LARGEST_CONFIG = 1 << 16  # bytes; a configuration has 4 kB, and YAML takes a second for ten times as much
 
@@ -190,7 +190,7 @@ def load_config(
     if os.path.isdir(path):
         raise InputError(f"{source}: cannot read the configuration: Is a directory")
     try:
-        text = read_bytes(path, LARGEST_CONFIG, "the configuration").decode("utf-8")
+        text = read_text(path, LARGEST_CONFIG, "the configuration", errors="strict")
     except UnicodeDecodeError:
         raise InputError(f"{source}: not a text file in UTF-8") from None
     values = flatten(parse_yaml(text, source), source)
