@@ -6,6 +6,7 @@ accelerate launch train.py --config configs/kitti.yaml
 
 from __future__ import annotations
 
+from featdepth.data.baselines import check_baselines
 from featdepth.errors import InputError, end_at_interrupt, run_program
 
 if __name__ == "__main__":
@@ -61,6 +62,7 @@ def main() -> None:
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data = build_dataset(config, "train")
     validation_data = build_dataset(config, "validation")
+    check_baselines(train_data.members)
     contaminated = leaked_drives(config, train_data.recordings())
     pinned = accelerator.device.type == "cuda"
     train_loader = make_loader(train_data, config, shuffle=True, pinned=pinned)
