@@ -56,7 +56,9 @@ class Data:
     workers: int = 4  # loader processes of each training process
     cache: str | None = None  # folder that keeps decoded frames (featdepth.data.cache); null: decode each time
     cache_gb: float | None = None  # GB at which nothing more is added to it; null: what leaves 1 GB of the disk free
-    min_distance: float | None = None  # metres to each neighbour in time: training leaves out samples that move less
+    min_distance: float | None = (
+        None  # metres to each neighbour in time: what moves less is neither trained nor validated on
+    )
     min_motion: float | None = None  # the same in pixels at `width`, from the pictures (featdepth.data.motion)
     mix: list[str] = field(default_factory=list)  # configuration files whose data train along (featdepth.data.mix)
     mix_weights: list[float] | None = None  # how often own data and each of `mix` are drawn; null: by their samples
