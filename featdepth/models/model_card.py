@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from featdepth.errors import InputError
 from featdepth.files import read_bytes
 from featdepth.scale import describe_scale
+from featdepth.wording import count
 
 LIBRARY, TAGS = "featdepth", ["depth-estimation", "self-supervised", "visual-odometry"]
 LARGEST_SCORES = 16 << 20  # bytes of metrics.json
@@ -141,7 +142,7 @@ def data_lines(record: dict, kinds: list[str]) -> str:
         names = ", ".join(DATA[kind].name if kind in DATA else code(kind) for kind in kinds)
         lines = [f"- {names or 'not recorded'}"]
     if record.get("drives"):
-        lines.append(f"- {len(record['drives'])} drives: {name_list(record['drives'])}")
+        lines.append(f"- {count(len(record['drives']), 'drive')}: {name_list(record['drives'])}")
     lines += [f"- made with {code(version)}" for version in record.get("versions", [])]
     return "\n".join(lines)
 
@@ -160,7 +161,7 @@ def score_sections(record: dict, scores: dict | None) -> list[str]:
 
 def evaluation_lines(scores: dict) -> str:
     """The table of an evaluation, and how it was made."""
-    head = f"{scores['images']} images, protocol {code(scores['protocol'])}, crop {code(scores['crop'])}, "
+    head = f"{count(scores['images'], 'image')}, protocol {code(scores['protocol'])}, crop {code(scores['crop'])}, "
     lines = [head + f"cap {scores['cap']:g} m, flip {'on' if scores['flip'] else 'off'}.", ""]
     lines += ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for name, title in (("median_scaled", "median-scaled"), ("fixed_scale", "fixed scale")):
