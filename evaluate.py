@@ -10,6 +10,11 @@ accelerate launch evaluate.py --config configs/kitti.yaml --checkpoint runs/kitt
 
 from __future__ import annotations
 
+from featdepth.errors import InputError, end_at_interrupt, run_program
+
+if __name__ == "__main__":
+    end_at_interrupt()
+
 import argparse
 import copy
 import os
@@ -44,7 +49,6 @@ from featdepth.config import Config, load_config, parse_arguments
 from featdepth.config_checks import check_config
 from featdepth.data import build_dataset
 from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
-from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.odometry_report import open_sequences, report_odometry

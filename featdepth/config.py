@@ -18,7 +18,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import yaml
 
-from featdepth.config_checks import COMMAND_LINE, check_config
+from featdepth.config_checks import CHOICES, COMMAND_LINE, check_config
 from featdepth.config_values import Dumper, convert, describe, parse_yaml, shown
 from featdepth.errors import InputError
 from featdepth.files import read_bytes, write_text
@@ -135,8 +135,8 @@ class Train:
 @dataclass
 class Evaluate:
     protocol: str = "eigen"  # "eigen": raw LiDAR; "eigen_improved": proj_depth/groundtruth; "own": other data sets'
-    crop: str = "garg"  # "garg" or "none"
-    cap: float = 80.0  # metres: ground truth beyond it is ignored, predictions are clamped to it
+    crop: str | None = None  # "garg", "cityscapes" or "none"; null: what the field does (featdepth.metrics.protocols)
+    cap: float | None = None  # metres: truth beyond it is ignored, predictions are clamped to it; null: as the field
     flip: bool = False  # average with the prediction of the mirrored image
     camera_height: float | None = None  # metres above the ground: scale from it; null: the model's own
     batch_size: int = 8  # images per process
@@ -237,6 +237,8 @@ def typed(name: str, value: Any, source: str) -> Any:
     """`value` as the type that the key `name` ("section.key") declares; raises InputError when it cannot be that."""
     if name not in TYPES:
         raise unknown_key(name, source)
+    if isinstance(value, str) and value in CHOICES.get(name, ()):
+        return value  # also "none", which is null elsewhere
     try:
         value = convert(value, TYPES[name])
     except ValueError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from featdepth.config_values import shown
 from featdepth.errors import InputError
+from featdepth.metrics.protocols import CITYSCAPES_CUT
 from featdepth.scale import scale_of_training
 from featdepth.wording import count
 
@@ -56,7 +57,7 @@ CHOICES = {
     "model.feature_layers": LAYERS,
     "model.pose_start": ("published", "he"),
     "evaluate.protocol": ("eigen", "eigen_improved", "own"),
-    "evaluate.crop": ("garg", "none"),
+    "evaluate.crop": ("garg", "cityscapes", "none"),
 }
 POSITIVE = (
     "data.cache_gb",
@@ -142,7 +143,7 @@ def value_of(config: Config, name: str) -> object:
 def check_choices(config: Config) -> Problems:
     for name, choices in CHOICES.items():
         value = value_of(config, name)
-        if value not in choices:
+        if value is not None and value not in choices:
             yield name, f"is {shown(value)}, expected {one_of(value, choices)}"
 
 
@@ -205,6 +206,8 @@ def check_kind(config: Config) -> Problems:
     if protocol not in kind.protocols:
         expected = one_of(protocol, kind.protocols)
         yield "evaluate.protocol", f"is {protocol}, but the ground truth of data.kind {data.kind} is {expected}"
+    if config.evaluate.crop == "cityscapes" and data.crop != CITYSCAPES_CUT:
+        yield "evaluate.crop", f"is cityscapes, which is made for data.crop {CITYSCAPES_CUT}, not {shown(data.crop)}"
     if len(data.crop) != 4:
         yield "data.crop", f"is {shown(data.crop)}, expected four parts: top, bottom, left, right"
     elif min(data.crop) < 0 or data.crop[0] + data.crop[1] > 0.9 or data.crop[2] + data.crop[3] > 0.9:

@@ -47,7 +47,7 @@ from featdepth.prediction.predictor import Predictor, Tally, complain
 from featdepth.prediction.record import claim, fingerprint
 from featdepth.prediction.side_by_side import check_video_writer
 from featdepth.processes import together
-from featdepth.run import device_name, make_accelerator
+from featdepth.run import device_name, make_accelerator, precision
 from featdepth.scale import METRES, RELATIVE, describe_scale, unit_of
 from featdepth.wording import count
 
@@ -72,7 +72,7 @@ def main() -> None:
         f"model      {arguments.checkpoint}, {model.height}x{model.width}\n"
         f"depth      {describe_scale(model.scale_source)}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
-        f"precision {accelerator.mixed_precision}\n"
+        f"precision {precision(accelerator)}\n"
         f"inputs     {describe(sources)}"
     )
     predictor = Predictor(accelerator, model, settings, cameras, arguments.batch_size, arguments.workers)

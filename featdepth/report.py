@@ -16,6 +16,7 @@ from featdepth.errors import InputError
 from featdepth.files import write_text
 from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS, mean_scores
+from featdepth.metrics.protocols import describe_protocol, protocol_of
 from featdepth.scale import CAMERA_HEIGHT
 from featdepth.wording import count
 
@@ -34,8 +35,7 @@ def summarise(results: Results, config: Config) -> dict:
     flip = headline(config)
     result: dict = {
         "protocol": config.evaluate.protocol,
-        "crop": config.evaluate.crop,
-        "cap": config.evaluate.cap,
+        **protocol_of(config)._asdict(),
         "flip": config.evaluate.flip,
         "images": len(results.samples),
     }
@@ -87,8 +87,7 @@ def format_table(result: dict) -> str:
     """The scores as a table for people."""
     flip = ", flip post-processing" if result["flip"] else ""
     lines = [
-        f"\n{count(result['images'], 'image')}, protocol {result['protocol']}, "
-        f"crop {result['crop']}, cap {result['cap']:g} m{flip}",
+        f"\n{count(result['images'], 'image')}, protocol {result['protocol']}, {describe_protocol(result)}{flip}",
         f"{'':<40}" + "".join(f"{name:>10}" for name in METRICS),
     ]
     for name, title in zip(PREDICTORS, TITLES, strict=True):

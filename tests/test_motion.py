@@ -134,7 +134,7 @@ class TestSelection:
         config.data.min_motion = 1.0
         training = build_dataset(config, "train")
         assert [sample.frame for sample in training.samples] == [4, 5, 6, 7]
-        assert training.static == 3 and "4 samples of 1 drives, 3 left out (static)" in training.describe()
+        assert training.static == 3 and "4 samples of 1 drive, 3 left out (static)" in training.describe()
         assert len(build_dataset(config, "validation")) == 1
 
     def test_nothing_is_left_out_by_default(self, config: Config) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from featdepth.cards.blocks import Alarm, Block, Facts, Figures, Heading, Notice, Table, Text, Title
 from featdepth.cards.content import FLIPS, SCALE_TITLES, metric_title
 from featdepth.metrics.depth import METRICS
+from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import CAMERA_HEIGHT
 from featdepth.wording import count
 
@@ -75,7 +76,7 @@ def scores(card: dict) -> Iterator[Block]:
         fixed = f"scale from {CAMERA_HEIGHT}"
     yield Text(
         f"{count(test['images'], 'image')} of {count(test['drives'], 'drive')}, protocol {test['protocol']}, "
-        f"crop {test['crop']}, cap {test['cap']:g} m. Depth is {card['model']['depth']}."
+        f"{describe_protocol(test)}. Depth is {card['model']['depth']}."
     )
     yield Notice(NO_SEEDS)
     for flip in FLIPS:

@@ -110,10 +110,15 @@ class Entries:
 def read_protocol(test: Entries) -> dict[str, str]:
     """What cards must agree on, in words by name."""
     camera_height = test.get("camera_height", float, optional=True)
+    # Cards without a clamp clamped predictions to the cap.
+    has_clamp = "clamp" in test.content
+    cap = test.get("cap", float, optional=has_clamp)
+    clamp = test.get("clamp", float) if has_clamp else cap
     return {
         "protocol": shown(test.get("protocol", str)),
         "crop": shown(test.get("crop", str)),
-        "cap": f"{test.get('cap', float):g} m",
+        "cap": "none" if cap is None else f"{cap:g} m",
+        "predictions": f"up to {clamp:g} m",
         "camera height": "none" if camera_height is None else f"{camera_height:g} m",
         "test list": test.get("sha256", str, pattern=DIGEST),
     }

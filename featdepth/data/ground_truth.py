@@ -65,10 +65,13 @@ def lidar_depth(
     return depth.reshape(height, width)
 
 
-def default_cache_folder() -> Path:
-    """Where depth maps are kept unless the configuration says otherwise: below the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "featdepth" / "ground_truth"
+def default_cache_folder() -> Path | None:
+    """Where depth maps are kept unless the configuration says otherwise: below the user's cache folder.
+
+    None for a user without a home, as in containers that run under a number without a name.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "featdepth" / "ground_truth" if os.path.isabs(base) else None
 
 
 def writable_cache_folder(configured: str | None) -> Path | None:
@@ -78,6 +81,8 @@ def writable_cache_folder(configured: str | None) -> Path | None:
     and depth maps are computed each time.
     """
     folder = Path(configured) if configured is not None else default_cache_folder()
+    if folder is None:
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

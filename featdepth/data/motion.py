@@ -124,7 +124,8 @@ def measure(dataset: FrameDataset, record: MotionRecord, workers: int) -> None:
             record.add({pair: value for (pair, _), value in zip(runs.runs[index], motions.tolist(), strict=True)})
             progress.update(len(motions))
     measured = count(len(missing), "pair of frames", "pairs of frames")
-    print(f"{measured} measured, {len(cameras) - len(missing)} known before; kept in {record.path}")
+    known = len(cameras) - len(missing)
+    print(f"{measured} measured, {known} {'was' if known == 1 else 'were'} known; kept in {record.path}")
 
 
 def write_ranking(rows: list[tuple[str, float, float]], path: Path) -> None:

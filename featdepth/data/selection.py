@@ -39,9 +39,15 @@ class MotionRecord:
     """
 
     def __init__(self, data: Data) -> None:
-        """The record of frames as `data` decodes them: in `data.cache`, or else in the user's cache folder."""
+        """The record of frames as `data` decodes them: in `data.cache`, or else in the user's cache folder.
+
+        Raises InputError where there is neither.
+        """
         self.size = (data.height, data.width)
-        folder = Path(data.cache) / "motion" if data.cache is not None else default_cache_folder().with_name("motion")
+        default = default_cache_folder()
+        if data.cache is None and default is None:
+            raise InputError("data.cache: is not set, and this user has no home folder to keep measurements in; set it")
+        folder = default.with_name("motion") if data.cache is None else Path(data.cache) / "motion"
         self.path = folder / f"{size_folder(self.size, data.crop)}-{VERSION}.txt"
         lines = read_bytes(self.path, LARGEST_RECORD, "the record of motion").split(b"\n") if self.path.exists() else []
         # What follows the last end of line was cut; a damaged line is measured again.

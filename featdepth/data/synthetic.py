@@ -12,10 +12,11 @@ import argparse
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,11 +186,16 @@ def run_all(out: Path, street: Street, todo: list[int], workers: int) -> Iterato
         return
     # Started afresh, not forked: the caller may have threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        # Ctrl-C reaches all processes of a terminal; these leave it to this one, also while they are importing.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         jobs = [pool.submit(write_drive, out, street, index) for index in todo]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             yield from (job.result() for job in as_completed(jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.kill()
             raise
 
 

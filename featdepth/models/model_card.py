@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from featdepth.errors import InputError
 from featdepth.files import read_bytes
+from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import describe_scale
 from featdepth.wording import count
 
@@ -161,8 +162,9 @@ def score_sections(record: dict, scores: dict | None) -> list[str]:
 
 def evaluation_lines(scores: dict) -> str:
     """The table of an evaluation, and how it was made."""
-    head = f"{count(scores['images'], 'image')}, protocol {code(scores['protocol'])}, crop {code(scores['crop'])}, "
-    lines = [head + f"cap {scores['cap']:g} m, flip {'on' if scores['flip'] else 'off'}.", ""]
+    how = describe_protocol(scores | {"crop": code(scores["crop"])})
+    head = f"{count(scores['images'], 'image')}, protocol {code(scores['protocol'])}, {how}, "
+    lines = [head + f"flip {'on' if scores['flip'] else 'off'}.", ""]
     lines += ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for name, title in (("median_scaled", "median-scaled"), ("fixed_scale", "fixed scale")):
         if scores.get(name):
