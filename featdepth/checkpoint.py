@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from featdepth.circumstances import differences, same_place
 from featdepth.errors import InputError, one_line
-from featdepth.files import read_bytes
+from featdepth.files import read_json
 from featdepth.processes import together
 from featdepth.torch_files import check_torch_archive
 
@@ -120,7 +120,7 @@ def write_manifest(folder: Path, progress: Progress, conditions: dict[str, objec
 def read_manifest(folder: Path) -> dict:
     """The manifest of a checkpoint. InputError when it is damaged, or a file has not the size that it says."""
     try:
-        content = json.loads(read_bytes(folder / MANIFEST, LARGEST_MANIFEST, "the list of the checkpoint's files"))
+        content = read_json(folder / MANIFEST, LARGEST_MANIFEST, "the list of the checkpoint's files")
         progress, conditions = content["progress"], content["conditions"]
         counts = [conditions["processes"], conditions["train.batch_size"]]
         if not is_progress(progress) or not all(type(count) is int and 0 < count < 2**31 for count in counts):

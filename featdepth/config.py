@@ -21,7 +21,7 @@ import yaml
 from featdepth.config_checks import CHOICES, COMMAND_LINE, check_config
 from featdepth.config_values import Dumper, convert, describe, parse_yaml, shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_text, write_text
 
 LARGEST_CONFIG = 1 << 16  # bytes; a configuration has 4 kB, and YAML takes a second for ten times as much
 
@@ -56,7 +56,9 @@ class Data:
     workers: int = 4  # loader processes of each training process
     cache: str | None = None  # folder that keeps decoded frames (featdepth.data.cache); null: decode each time
     cache_gb: float | None = None  # GB at which nothing more is added to it; null: what leaves 1 GB of the disk free
-    min_distance: float | None = None  # metres to each neighbour in time: training leaves out samples that move less
+    min_distance: float | None = (
+        None  # metres to each neighbour in time: what moves less is neither trained nor validated on
+    )
     min_motion: float | None = None  # the same in pixels at `width`, from the pictures (featdepth.data.motion)
     mix: list[str] = field(default_factory=list)  # configuration files whose data train along (featdepth.data.mix)
     mix_weights: list[float] | None = None  # how often own data and each of `mix` are drawn; null: by their samples
@@ -188,7 +190,7 @@ def load_config(
     if os.path.isdir(path):
         raise InputError(f"{source}: cannot read the configuration: Is a directory")
     try:
-        text = read_bytes(path, LARGEST_CONFIG, "the configuration").decode("utf-8")
+        text = read_text(path, LARGEST_CONFIG, "the configuration", errors="strict")
     except UnicodeDecodeError:
         raise InputError(f"{source}: not a text file in UTF-8") from None
     values = flatten(parse_yaml(text, source), source)

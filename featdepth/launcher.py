@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import is_torch_xla_available
 
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 from featdepth.processes import command_of_parent
 
 # Accelerate's names for one process, and for several that each hold the whole model, by the device they use.
@@ -115,5 +115,5 @@ def mentions(path: Path, name: str) -> bool:
     """Whether an Accelerate configuration, if it is there, has the value or section `name`."""
     if not path.is_file():
         return False
-    text = read_bytes(path, LARGEST_CONFIG, "Accelerate's configuration").decode(errors="replace")
+    text = read_text(path, LARGEST_CONFIG, "Accelerate's configuration")
     return re.search(rf"\b{re.escape(name)}\b", text) is not None

@@ -33,7 +33,7 @@ from featdepth.data.euroc_files import Sensor, read_camera, read_truth
 from featdepth.data.images import decoded
 from featdepth.data.trajectory import interpolate_poses
 from featdepth.errors import InputError, run_program
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_json, write_text
 from featdepth.lenses import remap, undistortion_map
 from featdepth.progress import watched
 from featdepth.rectify import RectifiedPair, rectify
@@ -116,7 +116,7 @@ def prepare(sequence: Path, out: Path) -> str:
 def check_same(out: Path, manifest: dict[str, Any]) -> None:
     """Raise InputError unless the folder `out` is the prepared sequence that `manifest` describes."""
     try:
-        found = json.loads(read_bytes(out / "manifest.json", LARGEST_MANIFEST, "the manifest"))
+        found = read_json(out / "manifest.json", LARGEST_MANIFEST, "the manifest")
     except (ValueError, RecursionError, InputError):
         found = None
     if found != manifest:

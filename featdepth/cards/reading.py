@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from featdepth.cards.content import FLIPS, FORMAT, MODEL_SCALES
 from featdepth.config_values import shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_json
 from featdepth.metrics.depth import METRICS
 
 CARD_FILE = "card.json"
@@ -51,7 +50,7 @@ def read_card(path: str | Path) -> Card:
     if path.is_dir():
         path = path / CARD_FILE
     try:
-        content = json.loads(read_bytes(path, LARGEST_CARD, "the card"), parse_constant=refuse_constant)
+        content = read_json(path, LARGEST_CARD, "the card", parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no valid JSON ({shown(str(error))}); evaluate again") from error
     entries = Entries(path, content)

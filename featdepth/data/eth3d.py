@@ -22,7 +22,7 @@ from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.data.trajectory import poses_from_quaternions
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_bytes, read_text
 from featdepth.intrinsics_files import read_colmap_cameras
 
 CAMERA_FOLDER = re.compile(r"images_rig_(cam[0-9]+)_undistorted")
@@ -185,7 +185,7 @@ def read_thin_prism_cameras(path: Path) -> dict[int, DistortedCamera]:
 
 
 def read_lines(path: Path) -> list[str]:
-    return read_bytes(path, LARGEST_TABLE, "the calibration").decode("utf-8", errors="replace").splitlines()
+    return read_text(path, LARGEST_TABLE, "the calibration").splitlines()
 
 
 def thin_prism_pixels(points: np.ndarray, parameters: tuple[float, ...]) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Measures how far the picture moves in each training sample, ranks the samples, and shows how motion is distributed.
+"""Measures how far the picture moves in each sample, ranks those of training, and shows how motion is distributed.
 
 python -m featdepth.data.motion --config configs/kitti.yaml [key=value ...] [--out motion.csv] [--workers N]
 
-Every pair of frames is measured once and kept in data.cache, or in the user's cache folder; an interrupted measurement
-continues. Then `data.min_motion` (pixels at the training width) leaves out static samples.
+Every pair of frames of training and validation is measured once and kept in data.cache, or in the user's cache folder;
+an interrupted measurement continues. Then `data.min_motion` (pixels at the training width) leaves out static samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from featdepth.config import load_config, parse_arguments
+from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.mix import mixed_configs
@@ -44,19 +44,26 @@ def main() -> None:
     workers = config.data.workers if arguments.workers is None else arguments.workers
     rows = []
     for each in (config, *mixed_configs(config)):
-        everything = replace(each.data, min_motion=None, min_distance=None, mix=[], drive_balance=0.0)
-        dataset = build_dataset(replace(each, data=everything), "train")
+        dataset = build_everything(each, "train")
         record = MotionRecord(dataset.config)
         measure(dataset, record, workers)
         rows += [
             (str(sample), smallest_motion(dataset, sample, record), smallest_distance(dataset, sample))
             for sample in dataset.samples
         ]
+    validation = build_everything(config, "validation")  # what is mixed in has no part in it
+    measure(validation, MotionRecord(validation.config), workers)
     if all(math.isnan(row[1]) for row in rows):
         raise InputError("data.frames: nothing was recognised in any neighbour of any sample; look at the pictures")
     write_ranking(rows, Path(arguments.out))
     print(histogram(np.array([row[1] for row in rows]), config.data.width))
     print(f"all samples, from the one that moves least to the one that moves most: {arguments.out}")
+
+
+def build_everything(config: Config, part: str) -> FrameDataset:
+    """A part of the configuration's own data, with its static samples."""
+    data = replace(config.data, min_motion=None, min_distance=None, mix=[], drive_balance=0.0)
+    return build_dataset(replace(config, data=data), part, with_depth=False)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

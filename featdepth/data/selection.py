@@ -1,4 +1,4 @@
-"""Which samples are worth training on: those in which the camera moves.
+"""Which samples are worth training and validating on: those in which the camera moves.
 
 How far it went is known from poses or speed (`FrameDataset.distance`, metres). How far the picture moved (pixels at the
 training width) is measured once by `python -m featdepth.data.motion` and kept in a record.
@@ -104,6 +104,19 @@ def smallest_motion(dataset: FrameDataset, sample: Sample, record: MotionRecord)
     if None in motions:
         return None
     return min((motion for motion in motions if not math.isnan(motion)), default=math.nan)
+
+
+def count_unknown(dataset: FrameDataset, samples: list[Sample]) -> int:
+    """How many of the `samples` no rule can judge, for a distance or a motion that it needs is not known."""
+    data = dataset.config
+    if not neighbours(dataset) or (data.min_distance is None and data.min_motion is None):
+        return 0
+    record = None if data.min_motion is None else MotionRecord(data)
+    return sum(
+        (data.min_distance is not None and math.isnan(smallest_distance(dataset, sample)))
+        or (record is not None and math.isnan(smallest_motion(dataset, sample, record)))
+        for sample in samples
+    )
 
 
 def moving_samples(dataset: FrameDataset, samples: list[Sample]) -> list[Sample]:

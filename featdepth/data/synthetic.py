@@ -32,7 +32,7 @@ from featdepth.data.synthetic_render import Painter
 from featdepth.data.synthetic_scene import Solids
 from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_json, write_text
 from featdepth.progress import Display
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
@@ -215,7 +215,7 @@ def claim(out: Path, street: Street) -> bool:
         write_record(out, street, complete=False)
         return False
     try:
-        found = json.loads(read_bytes(record, LARGEST_RECORD, "the record of the street"))
+        found = read_json(record, LARGEST_RECORD, "the record of the street")
         complete = bool(found.pop("complete"))
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{record}: cannot be understood; remove {out} or choose another folder") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_json
 from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import describe_scale
 
@@ -177,7 +176,7 @@ def read_scores(evaluation: str | Path) -> dict:
     """The content of `metrics.json` in a folder that `evaluate.py` wrote. Raises InputError."""
     path = Path(evaluation) / "metrics.json"
     try:
-        scores = json.loads(read_bytes(path, LARGEST_SCORES, "the evaluation's scores"))
+        scores = read_json(path, LARGEST_SCORES, "the evaluation's scores")
         if scores.get("no_ground_truth"):
             raise InputError(f"{path}: has a loss but no scores, since the test images have no ground truth")
         evaluation_lines(scores)
