@@ -49,6 +49,7 @@ from featdepth.schedule import learning_rate
 from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
+from featdepth.wording import count
 
 
 def main() -> None:
@@ -74,8 +75,8 @@ def main() -> None:
     with accelerator.local_main_process_first():
         learned = config.model.intrinsics == "learned"
         model = build_model(config, train_data.start_intrinsics() if learned else None)
-    for dataset in (train_data, validation_data) if learned else ():
-        dataset.number_cameras(model.cameras.names)
+    if learned:
+        validation_data.number_cameras(model.cameras.names)
     model.record_training(train_data.recordings(), contaminated, versions())
     kinds = {member.config.kind for member in train_data.members}
     model.record_configuration(to_dict(config), kinds, is_transductive(config, train_data.recordings()))
@@ -98,8 +99,8 @@ def main() -> None:
     augment_batch, losses_of = compiled(accelerator, augment), compiled(accelerator, compute_losses)
     if len(train_loader) == 0:
         raise InputError(
-            f"train.batch_size {config.train.batch_size} x {accelerator.num_processes} processes is more than the "
-            f"{len(train_data)} training samples; lower it"
+            f"train.batch_size {config.train.batch_size} x {count(accelerator.num_processes, 'process', 'processes')} "
+            f"is more than the {count(len(train_data), 'training sample')}; lower it"
         )
 
     # Where the run stands. Dropout differs between processes from here on; all else is drawn per sample.
@@ -141,7 +142,7 @@ def main() -> None:
         f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
-        f"schedule   {total_steps} steps of {batch_size} samples, {steps_per_epoch} an epoch"
+        f"schedule   {count(total_steps, 'step')} of {count(batch_size, 'sample')}, {steps_per_epoch} an epoch"
     )
     if contaminated:
         accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")

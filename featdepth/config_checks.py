@@ -12,6 +12,7 @@ from featdepth.config_values import shown
 from featdepth.errors import InputError
 from featdepth.metrics.protocols import CITYSCAPES_CUT
 from featdepth.scale import scale_of_training
+from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -258,7 +259,7 @@ def check_scale(config: Config, training: bool) -> Problems:
 def check_mix(config: Config) -> Problems:
     data, weights = config.data, config.data.mix_weights
     if weights is not None and (len(weights) != 1 + len(data.mix) or min(weights) <= 0):
-        expected = f"{1 + len(data.mix)} numbers above 0: for the own data and for each of data.mix"
+        expected = f"{count(1 + len(data.mix), 'number')} above 0: for the own data and for each of data.mix"
         yield "data.mix_weights", f"is {shown(weights)}, expected {expected}"
     if not 0 <= data.drive_balance <= 1:
         yield "data.drive_balance", f"is {data.drive_balance}, it lies between 0 (by samples) and 1 (by drives)"
@@ -281,7 +282,7 @@ def check_side(name: str, side: int, smallest: int) -> Problems:
     below = max(side // STRIDE * STRIDE, smallest)
     above = max(below + STRIDE, smallest)
     if side < smallest:
-        yield name, f"has {side} pixels, it must be a multiple of {STRIDE} and at least {smallest}"
+        yield name, f"has {count(side, 'pixel')}, it must be a multiple of {STRIDE} and at least {smallest}"
     elif side % STRIDE:
         yield name, f"has {side} pixels, it must be a multiple of {STRIDE}: {below} or {above}"
 

@@ -17,6 +17,7 @@ from featdepth.config_values import parse_yaml, shown
 from featdepth.errors import InputError
 from featdepth.files import read_text
 from featdepth.lenses import COEFFICIENTS, Lens, check_pinhole
+from featdepth.wording import count
 
 LARGEST_FILE = 1 << 20  # bytes
 LARGEST_SIDE = 100_000  # pixels
@@ -112,7 +113,7 @@ def read_yaml_camera(path: Path, text: str, size: tuple[int, int] | None) -> Len
     values = {str(key).lower(): value for key, value in content.items()}
     intrinsics = np.array(yaml_numbers(path, values, "camera_matrix"))
     if intrinsics.size != 9:
-        raise InputError(f"{path}: camera_matrix has {intrinsics.size} numbers instead of 9")
+        raise InputError(f"{path}: camera_matrix has {count(intrinsics.size, 'number')} instead of 9")
     if "image_width" in values or "image_height" in values:
         size = checked_size(path, values.get("image_height"), values.get("image_width"))
     return make_lens(
@@ -169,9 +170,8 @@ def make_lens(
         return Lens("pinhole", intrinsics, (), size)
     if len(coefficients) not in COEFFICIENTS[model]:
         counts = " or ".join(map(str, COEFFICIENTS[model]))
-        raise InputError(
-            f"{where}: {len(coefficients)} distortion coefficients, but {model} lenses have {counts}; calibrate again"
-        )
+        found = count(len(coefficients), "distortion coefficient")
+        raise InputError(f"{where}: {found}, but {model} lenses have {counts}; calibrate again")
     return Lens(model, intrinsics, tuple(coefficients), size)
 
 

@@ -37,6 +37,7 @@ from featdepth.files import read_json, write_text
 from featdepth.lenses import remap, undistortion_map
 from featdepth.progress import watched
 from featdepth.rectify import RectifiedPair, rectify
+from featdepth.wording import count
 
 VERSION = 1  # of what is written: raise it when that changes
 POSE_REACH = 0.05  # seconds from an image to the nearest measured pose; there are 200 a second
@@ -91,7 +92,9 @@ def prepare(sequence: Path, out: Path) -> str:
         "only_in_cam1": sorted(right.images.keys() - left.images.keys()),
     }
     lost = len(manifest["only_in_cam0"]) + len(manifest["only_in_cam1"])
-    summary = f"{out}: {len(times)} pairs of {pair.size[1]}x{pair.size[0]}, {lost} images without a partner"
+    summary = (
+        f"{out}: {count(len(times), 'pair')} of {pair.size[1]}x{pair.size[0]}, {count(lost, 'image')} without a partner"
+    )
     if out.exists():
         check_same(out, manifest)
         return f"{summary}; already there"

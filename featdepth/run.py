@@ -29,6 +29,7 @@ from featdepth.config import Config, save_config
 from featdepth.errors import InputError
 from featdepth.launcher import check_accelerator, check_choices
 from featdepth.processes import end_with_launcher, keep_freed_memory, together
+from featdepth.wording import count
 
 LOCK = ".lock"
 # Compilers that tell what a segment computes again in the backward pass from the statistics that it changes.
@@ -219,4 +220,4 @@ def device_name(accelerator: Accelerator) -> str:
     """The device of this process in words."""
     if accelerator.device.type == "cuda":
         return f"{accelerator.device} ({torch.cuda.get_device_name(accelerator.device)})"
-    return f"{accelerator.device} ({torch.get_num_threads()} threads)"
+    return f"{accelerator.device} ({count(torch.get_num_threads(), 'thread')})"

@@ -23,6 +23,7 @@ from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.progress import watched
 from featdepth.run import bare_model, begin_pass
+from featdepth.wording import count
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 
@@ -179,7 +180,8 @@ def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor |
     for sample in watched(own, "median depth", "frames", len(own), hidden=not accelerator.is_main_process):
         histogram += depth_histogram(dataset.load_depth(sample))
     histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
-    return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
+    drives = count(len(dataset.drives), "training drive")
+    return median_depth(histogram.cpu()), f"of {count(len(samples), 'frame')} of {drives}"
 
 
 def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[np.ndarray | None]:
@@ -226,8 +228,8 @@ def scale_by_camera_height(
     shown = heights[~heights.isnan()].double()
     if len(shown) == 0:
         raise InputError(
-            f"evaluate.camera_height: none of {len(heights)} predictions has a ground plane in the lower middle of the "
-            "image; leave it out, or train longer"
+            f"evaluate.camera_height: none of {count(len(heights), 'prediction')} has a ground plane in the "
+            "lower middle of the image; leave it out, or train longer"
         )
     unit = config.evaluate.camera_height / float(median(shown))
     return unit, {

@@ -161,7 +161,7 @@ class TestCard:
             assert f"{score['mean']:.4f}" in text and f"{score['drives'][0]:.4f} to {score['drives'][1]:.4f}" in text
             assert "do not contain the spread over training seeds, nor do intervals over drives" in text
             assert card["test"]["sha256"] in text and "--against" in text and "CONTAMINATED" not in text
-            assert "no test drive is among its 1 training drives" in text
+            assert "no test drive is among its 1 training drive." in text
 
     def test_model_that_remembers_no_drive(self, compared: tuple[Result, Path, Path]) -> None:
         assert read_card(compared[2])["leakage"]["training_drives"] is None

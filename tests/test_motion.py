@@ -135,7 +135,7 @@ class TestSelection:
         config.data.min_motion = 1.0
         training = build_dataset(config, "train")
         assert [sample.frame for sample in training.samples] == [4, 5, 6, 7]
-        assert training.static == 3 and "4 samples of 1 drives, 3 left out (static)" in training.describe()
+        assert training.static == 3 and "4 samples of 1 drive, 3 left out (static)" in training.describe()
         validation = build_dataset(config, "validation")
         assert [sample.frame for sample in validation.samples] == [5] and validation.static == 1
         config.data.test_files = str(Path(config.data.split) / "val_files.txt")

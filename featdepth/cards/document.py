@@ -9,6 +9,7 @@ from featdepth.cards.content import FLIPS, SCALE_TITLES, metric_title
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import CAMERA_HEIGHT
+from featdepth.wording import count
 
 FLIP_TITLES = {"plain": "without flip post-processing", "flip": "with flip post-processing"}
 TRIVIAL_TITLES = {  # by scale
@@ -62,7 +63,8 @@ def leakage(found: dict, subject: str) -> Iterator[Block]:
         )
     elif not found["contaminated"]:
         yield Text(
-            f"Leakage check of {subject}: no test drive is among its {found['training_drives']} training drives."
+            f"Leakage check of {subject}: no test drive is among its "
+            f"{count(found['training_drives'], 'training drive')}."
         )
 
 
@@ -125,10 +127,6 @@ def figure(value: float | None) -> str:
 
 def between(bounds: list[float] | None) -> str:
     return NOTHING if bounds is None else f"{figure(bounds[0])} to {figure(bounds[1])}"
-
-
-def count(number: int, name: str) -> str:
-    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def comparison(against: dict) -> Iterator[Block]:

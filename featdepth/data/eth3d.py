@@ -24,6 +24,7 @@ from featdepth.data.trajectory import poses_from_quaternions
 from featdepth.errors import InputError
 from featdepth.files import read_bytes, read_text
 from featdepth.intrinsics_files import read_colmap_cameras
+from featdepth.wording import count
 
 CAMERA_FOLDER = re.compile(r"images_rig_(cam[0-9]+)_undistorted")
 IMAGE_NAME = re.compile(r"([0-9]{1,19})\.png")
@@ -215,7 +216,7 @@ def read_depth_map(path: str, size: tuple[int, int]) -> np.ndarray:
     content = read_bytes(path, 4 * LARGEST_SIDE**2, "the depth map")
     if len(content) != expected:
         raise InputError(
-            f"{path}: {len(content)} bytes, but a depth map of {size[1]} x {size[0]} float32 has {expected}; "
+            f"{path}: {count(len(content), 'byte')}, but a depth map of {size[1]} x {size[0]} float32 has {expected}; "
             "download it again"
         )
     depth = np.frombuffer(content, dtype="<f4").reshape(size)

@@ -31,6 +31,7 @@ from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.matching import Features, find_features, match_features, motion
 from featdepth.progress import Display
+from featdepth.wording import count
 
 MEASURED_WIDTH = 320  # pixels: motion is measured at no more than this
 RUN = 32  # pairs that are measured in one go; frames that follow each other are then decoded once
@@ -129,7 +130,9 @@ def measure(dataset: FrameDataset, record: MotionRecord, workers: int) -> None:
         for index, motions in DataLoader(runs, batch_size=None, num_workers=workers):
             record.add({pair: value for (pair, _), value in zip(runs.runs[index], motions.tolist(), strict=True)})
             progress.update(len(motions))
-    print(f"{len(missing)} pairs of frames measured, {len(cameras) - len(missing)} were known; kept in {record.path}")
+    measured = count(len(missing), "pair of frames", "pairs of frames")
+    known = len(cameras) - len(missing)
+    print(f"{measured} measured, {known} {'was' if known == 1 else 'were'} known; kept in {record.path}")
 
 
 def write_ranking(rows: list[tuple[str, float, float]], path: Path) -> None:
@@ -150,14 +153,14 @@ def histogram(motions: np.ndarray, width: int) -> str:
     known = motions[~np.isnan(motions)]
     low, middle, high = np.quantile(known, [0.05, 0.5, 0.95])
     lines = [
-        f"motion of {len(motions)} samples in pixels at {width} wide: median {middle:.2f}, "
+        f"motion of {count(len(motions), 'sample')} in pixels at {width} wide: median {middle:.2f}, "
         f"90 % between {low:.2f} and {high:.2f}"
     ]
     counts, _ = np.histogram(known, BINS)
-    for first, last, count in zip(BINS, BINS[1:], counts.tolist(), strict=False):
+    for first, last, number in zip(BINS, BINS[1:], counts.tolist(), strict=False):
         name = f"{first:g} and more" if last == math.inf else f"{first:g} to {last:g}"
-        bar = "#" * math.ceil(LONGEST_BAR * count / max(counts))
-        lines.append(f"  {name:>12} {count:>8} {count / len(motions):>6.1%}  {bar}".rstrip())
+        bar = "#" * math.ceil(LONGEST_BAR * number / max(counts))
+        lines.append(f"  {name:>12} {number:>8} {number / len(motions):>6.1%}  {bar}".rstrip())
     if len(known) < len(motions):
         lines.append(f"  {'unknown':>12} {len(motions) - len(known):>8}  nothing in common with a neighbour")
     return "\n".join(lines)

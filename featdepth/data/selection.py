@@ -17,6 +17,7 @@ from featdepth.data.ground_truth import default_cache_folder
 from featdepth.data.shards import identify, size_folder
 from featdepth.errors import InputError
 from featdepth.files import locked, read_bytes
+from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.config import Data
@@ -135,13 +136,13 @@ def moving_samples(dataset: FrameDataset, samples: list[Sample]) -> list[Sample]
         motions = [smallest_motion(dataset, each, record) for each in moving]
         if None in motions:
             raise InputError(
-                f"data.min_motion: {motions.count(None)} of {len(moving)} samples below {data.root} are not measured "
-                "yet; run python -m featdepth.data.motion with the same configuration first"
+                f"data.min_motion: {motions.count(None)} of {count(len(moving), 'sample')} below {data.root} are "
+                "not measured yet; run python -m featdepth.data.motion with the same configuration first"
             )
         moving = [each for each, motion in zip(moving, motions, strict=True) if not motion < data.min_motion]
     if not moving:
         raise InputError(
-            f"data.min_distance, data.min_motion: none of {len(samples)} samples below {data.root} moves so much; "
-            "lower them, or choose frames that are further apart in data.frames"
+            f"data.min_distance, data.min_motion: none of {count(len(samples), 'sample')} below {data.root} moves so "
+            "much; lower them, or choose frames that are further apart in data.frames"
         )
     return moving

@@ -34,6 +34,7 @@ from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_json, write_text
 from featdepth.progress import Display
+from featdepth.wording import count
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
 RECORD = "street.json"
@@ -331,7 +332,7 @@ def main() -> None:
     arguments = parser.parse_args()
     written = write_street(**vars(arguments))
     parts = ", ".join(f"{len(indices)} {part}" for part, indices in drive_parts(arguments.drives).items())
-    print(f"{arguments.out}: {'' if written else 'already there: '}{arguments.drives} drives ({parts})")
+    print(f"{arguments.out}: {'' if written else 'already there: '}{count(arguments.drives, 'drive')} ({parts})")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.errors import InputError
 from featdepth.intrinsics_files import field_of_view_intrinsics, read_pinhole
+from featdepth.wording import count
 
 INTRINSICS_NAME = "intrinsics.txt"
 
@@ -76,7 +77,9 @@ class Video(SequenceDataset):
         frames = len(list_images(self.root / drive))
         for key in ("seconds", "odometer"):
             if key in clip and not (is_list_of_numbers(clip[key]) and len(clip[key]) == frames):
-                raise InputError(f"{path}: {key} should have a number for each of {frames} images; prepare them again")
+                raise InputError(
+                    f"{path}: {key} should have a number for each of {count(frames, 'image')}; prepare them again"
+                )
         return clip
 
     def camera_name(self, sample: Sample) -> str:

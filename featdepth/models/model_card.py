@@ -13,6 +13,7 @@ from featdepth.errors import InputError
 from featdepth.files import read_json
 from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import describe_scale
+from featdepth.wording import count
 
 LIBRARY, TAGS = "featdepth", ["depth-estimation", "self-supervised", "visual-odometry"]
 LARGEST_SCORES = 16 << 20  # bytes of metrics.json
@@ -141,7 +142,7 @@ def data_lines(record: dict, kinds: list[str]) -> str:
         names = ", ".join(DATA[kind].name if kind in DATA else code(kind) for kind in kinds)
         lines = [f"- {names or 'not recorded'}"]
     if record.get("drives"):
-        lines.append(f"- {len(record['drives'])} drives: {name_list(record['drives'])}")
+        lines.append(f"- {count(len(record['drives']), 'drive')}: {name_list(record['drives'])}")
     lines += [f"- made with {code(version)}" for version in record.get("versions", [])]
     return "\n".join(lines)
 
@@ -161,7 +162,7 @@ def score_sections(record: dict, scores: dict | None) -> list[str]:
 def evaluation_lines(scores: dict) -> str:
     """The table of an evaluation, and how it was made."""
     how = describe_protocol(scores | {"crop": code(scores["crop"])})
-    head = f"{scores['images']} images, protocol {code(scores['protocol'])}, {how}, "
+    head = f"{count(scores['images'], 'image')}, protocol {code(scores['protocol'])}, {how}, "
     lines = [head + f"flip {'on' if scores['flip'] else 'off'}.", ""]
     lines += ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for name, title in (("median_scaled", "median-scaled"), ("fixed_scale", "fixed scale")):
