@@ -46,7 +46,7 @@ from featdepth.run import (
     versions,
 )
 from featdepth.scale import describe_scale
-from featdepth.schedule import learning_rate
+from featdepth.schedule import fitted, learning_rate, notes
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
 from featdepth.wording import count
@@ -105,13 +105,15 @@ def main() -> None:
     set_seed(config.train.seed, device_specific=True)
     progress, checkpoints, resumed = Progress(), directory / "checkpoints", None
     conditions = circumstances(accelerator, config, train_data.samples, validation_data.samples)
+    steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
+    schedule = fitted(config.schedule, config.train.epochs, steps_per_epoch)
+    conditions["warm-up"] = schedule.warmup_steps
     bare.training_record["configuration_digest"] = configuration_digest(conditions, config)
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
         for group in optimizer.param_groups:  # a checkpoint brings its own
             group["weight_decay"] = config.optimizer.weight_decay
 
-    steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
     steps_done = math.ceil(progress.batch / config.train.accumulate)  # of the epoch in progress
     total_steps = progress.step + (config.train.epochs - progress.epoch) * steps_per_epoch - steps_done
     if config.train.max_steps is not None:
@@ -142,6 +144,8 @@ def main() -> None:
         f"validation {validation_data.describe()}\n"
         f"schedule   {count(total_steps, 'step')} of {count(batch_size, 'sample')}, {steps_per_epoch} an epoch"
     )
+    for note in notes(config.schedule, config.train.epochs, steps_per_epoch, config.train.max_steps):
+        accelerator.print(f"note       {note}")
     if contaminated:
         accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")
 
@@ -199,7 +203,7 @@ def main() -> None:
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(trainable, config.optimizer.clip_norm or math.inf)
                     bad = bad_steps.judge(norm)
-                rate = learning_rate(progress.step, progress.epoch, config.optimizer.lr, config.schedule)
+                rate = learning_rate(progress.step, progress.epoch, config.optimizer.lr, schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
