@@ -28,6 +28,7 @@ from featdepth.verdict import LEARNED, NOTHING, TOO_FEW
 MOST_PAIRS = 24  # samples that are looked at, evenly spread over the validation part
 MOST_MATCHED = 8  # of them whose points are matched, which takes most of the time
 FEWEST_PAIRS = 5  # with fewer nothing is said
+NO_ERROR = 1e-3  # photometric error below which two frames are the same but for rounding
 LEAST_PARALLAX = 0.5  # pixels at the model's size: below it the direction of a translation means nothing
 # Measured on the synthetic street: see docs/reliability.md.
 LARGEST_ANGLE = 45.0  # degrees: median angle between the model's translations and those of matched points
@@ -121,7 +122,7 @@ def photometric_gain(target: Tensor, sources: Tensor, warped: Tensor) -> float:
         float(minimum_error([each[None] for each in group], target[None], statistics).mean())
         for group in (sources, warped)
     )
-    return 1 - with_warping / without if without > 1e-6 else math.nan
+    return 1 - with_warping / without if without > NO_ERROR else math.nan
 
 
 def judge(signs: Sequence[Signs]) -> dict[str, float | int | str]:
