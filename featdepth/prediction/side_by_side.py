@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 RANGED_FRAMES = 32  # the first of a clip, which its range of colours is taken from
-# The first of them that is there, and its options.
-CODECS = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}
+# The first of them that is there, and its options: frames are stored as shown, so that the last one has a duration.
+CODECS = {"libx264": {"crf": "20", "preset": "veryfast", "bf": "0"}, "mpeg4": {"qscale": "3"}}
 TICK = Fraction(1, 60000)  # seconds: usual frame rates are whole numbers of it, and mpeg4 takes nothing finer
 RESTARTED = 1.0  # seconds: a clock that goes back by more has begun again
 
