@@ -66,6 +66,7 @@ from featdepth.report import (
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
 from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
+from featdepth.wording import count
 
 
 class Subject(NamedTuple):
@@ -255,7 +256,7 @@ def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tens
         about |= {"scale_source": CAMERA_HEIGHT, "camera_height": found}
         accelerator.print(
             f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
-            f"{found['images']} images show the ground, {found['images_without_ground']} do not"
+            f"{found['images']} of {count(found['images'] + found['images_without_ground'], 'image')} show the ground"
         )
 
     def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ accelerate launch train.py --config configs/kitti.yaml
 
 from __future__ import annotations
 
+from featdepth.data.baselines import check_baselines
 from featdepth.errors import InputError, end_at_interrupt, run_program
 
 if __name__ == "__main__":
@@ -40,6 +41,7 @@ from featdepth.run import (
     compiled,
     device_name,
     make_accelerator,
+    precision,
     records_graphs,
     versions,
 )
@@ -47,6 +49,7 @@ from featdepth.scale import describe_scale
 from featdepth.schedule import learning_rate
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
+from featdepth.wording import count
 
 
 def main() -> None:
@@ -60,6 +63,7 @@ def main() -> None:
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data = build_dataset(config, "train")
     validation_data = build_dataset(config, "validation")
+    check_baselines(train_data.members)
     contaminated = leaked_drives(config, train_data.recordings())
     pinned = accelerator.device.type == "cuda"
     train_loader = make_loader(train_data, config, shuffle=True, pinned=pinned)
@@ -69,8 +73,8 @@ def main() -> None:
     with accelerator.local_main_process_first():
         learned = config.model.intrinsics == "learned"
         model = build_model(config, train_data.start_intrinsics() if learned else None)
-    for dataset in (train_data, validation_data) if learned else ():
-        dataset.number_cameras(model.cameras.names)
+    if learned:
+        validation_data.number_cameras(model.cameras.names)
     model.record_training(train_data.recordings(), contaminated, versions())
     kinds = {member.config.kind for member in train_data.members}
     model.record_configuration(to_dict(config), kinds, is_transductive(config, train_data.recordings()))
@@ -93,8 +97,8 @@ def main() -> None:
     augment_batch, losses_of = compiled(accelerator, augment), compiled(accelerator, compute_losses)
     if len(train_loader) == 0:
         raise InputError(
-            f"train.batch_size {config.train.batch_size} x {accelerator.num_processes} processes is more than the "
-            f"{len(train_data)} training samples; lower it"
+            f"train.batch_size {config.train.batch_size} x {count(accelerator.num_processes, 'process', 'processes')} "
+            f"is more than the {count(len(train_data), 'training sample')}; lower it"
         )
 
     # Where the run stands. Dropout differs between processes from here on; all else is drawn per sample.
@@ -104,6 +108,8 @@ def main() -> None:
     bare.training_record["configuration_digest"] = configuration_digest(conditions, config)
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
+        for group in optimizer.param_groups:  # a checkpoint brings its own
+            group["weight_decay"] = config.optimizer.weight_decay
 
     steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
     steps_done = math.ceil(progress.batch / config.train.accumulate)  # of the epoch in progress
@@ -129,12 +135,12 @@ def main() -> None:
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
-        f"precision {accelerator.mixed_precision}, compilation {compilation(accelerator)}\n"
+        f"precision {precision(accelerator)}, compilation {compilation(accelerator)}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
         f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
-        f"schedule   {total_steps} steps of {batch_size} samples, {steps_per_epoch} an epoch"
+        f"schedule   {count(total_steps, 'step')} of {count(batch_size, 'sample')}, {steps_per_epoch} an epoch"
     )
     if contaminated:
         accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")

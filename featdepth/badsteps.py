@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from featdepth.errors import InputError
 from featdepth.files import write_text
 from featdepth.processes import together
+from featdepth.wording import count
 
 RECORD = "bad_steps.json"
 SMALLEST_SCALE = 1.0  # of a loss, below which it is not the scale that makes gradients overflow
@@ -128,9 +129,9 @@ class BadSteps:
             content = [{"step": step, "samples": samples} for step, samples in sorted(steps.items())]
             write_text(record, json.dumps(content, indent=1) + "\n")
             raise InputError(
-                f"step {max(steps)}: loss or gradient was not finite {int(self.longest)} times in a row; {record} "
-                "names the samples; look at them, or lower optimizer.lr, and continue with --resume: the weights are "
-                "still good"
+                f"step {max(steps)}: loss or gradient was not finite {count(int(self.longest), 'time')} in a row; "
+                f"{record} names the samples; look at them, or lower optimizer.lr, and continue with --resume: the "
+                "weights are still good"
             )
 
         together(accelerator, end, main_only=True)

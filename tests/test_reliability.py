@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import (
     INTERRUPTIBLE,
     REPOSITORY,
     Result,
     call_program,
+    forget_accelerator,
     program_command,
     program_environment,
     run_program_process,
@@ -32,7 +34,17 @@ from run_records import differences, interrupted_copy, read_metrics, weights
 
 import train
 from featdepth.badsteps import BadSteps, propagate
-from featdepth.checkpoint import MANIFEST, Progress, checkpoints, digest, prune, read_manifest, write_manifest
+from featdepth.checkpoint import (
+    MANIFEST,
+    Progress,
+    checkpoints,
+    digest,
+    prune,
+    read_manifest,
+    resume,
+    save_checkpoint,
+    write_manifest,
+)
 from featdepth.errors import InputError
 
 FAULTY = REPOSITORY / "tests" / "faulty_train.py"
@@ -150,6 +162,7 @@ class TestExactResume:
     ) -> None:
         interrupted_copy(finished_run, run_directory, step=6)
         other = ["train.batch_size=4", "train.accumulate=1", "optimizer.lr=2e-4", "train.max_steps=7"]
+        other += ["optimizer.weight_decay=0.01"]
         line = continue_here(config_file, run_directory, *other).error_line()
         assert "train.batch_size was 2, is 4 (each step is made of other samples)" in line
         assert "optimizer.lr was 0.0001, is 0.0002 (other steps from here on)" in line
@@ -161,6 +174,8 @@ class TestExactResume:
         assert read_manifest(run_directory / "checkpoints" / "step_6")["progress"]["batch"] == 2
         progress = read_manifest(run_directory / "checkpoints" / "step_7")["progress"]
         assert (progress["epoch"], progress["batch"], progress["step"]) == (1, 2, 7)
+        state = torch.load(run_directory / "checkpoints" / "step_7" / "optimizer.bin", weights_only=True)
+        assert state["param_groups"][0]["weight_decay"] == 0.01
 
     def test_other_samples_are_another_run(
         self, finished_run: Path, config_file: Path, street: Path, tmp_path: Path, run_directory: Path
@@ -232,6 +247,48 @@ class TestCheckpointFolder:
         (path / MANIFEST).write_text(json.dumps(content | {section: value}))
         with pytest.raises(InputError, match="not whole"):
             read_manifest(path)
+
+
+class TestOtherPrecision:
+    """In fp16 there is a scale of the loss beside weights and moments, and nowhere else."""
+
+    @staticmethod
+    def prepared(precision: str) -> tuple[Accelerator, torch.optim.Optimizer, dict[str, object]]:
+        forget_accelerator()
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if precision == "fp16" else None
+        model = torch.nn.Linear(2, 1)
+        model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters()))
+        accelerator.backward(model(torch.ones(1, 2)).sum())
+        optimizer.step()
+        conditions = {"processes": 1, "train.batch_size": 1, "train.accumulate": 1, "precision": precision}
+        return accelerator, optimizer, conditions
+
+    @pytest.mark.parametrize(
+        ("before", "now", "scale"), [("no", "fp16", 8.0), ("bf16", "fp16", 8.0), ("fp16", "no", None)]
+    )
+    def test_another_run_begins_with_a_scale_of_its_own(
+        self, tmp_path: Path, before: str, now: str, scale: float | None
+    ) -> None:
+        accelerator, optimizer, conditions = self.prepared(before)
+        save_checkpoint(accelerator, tmp_path, Progress(step=1), conditions, keep=1)
+        moments = optimizer.state_dict()["state"]
+        accelerator, optimizer, conditions = self.prepared(now)
+        with pytest.raises(InputError, match=f"precision was {before}, is {now}"):
+            resume(accelerator, tmp_path, Progress(), conditions)
+        assert resume(accelerator, tmp_path, Progress(), conditions, anyway=True) == tmp_path / "step_1"
+        assert (accelerator.scaler.get_scale() if accelerator.scaler else None) == scale
+        torch.testing.assert_close(optimizer.state_dict()["state"], moments)
+        forget_accelerator()
+
+    def test_the_same_run_goes_on_with_its_scale(self, tmp_path: Path) -> None:
+        accelerator, _, conditions = self.prepared("fp16")
+        accelerator.scaler.update(4.0)
+        save_checkpoint(accelerator, tmp_path, Progress(step=1), conditions, keep=1)
+        accelerator, _, conditions = self.prepared("fp16")
+        resume(accelerator, tmp_path, Progress(), conditions)
+        assert accelerator.scaler.get_scale() == 4.0
+        forget_accelerator()
 
 
 class TestSignals:

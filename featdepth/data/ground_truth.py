@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from featdepth.data.calibration import Calibration
 from featdepth.errors import InputError
 from featdepth.files import locked, read_bytes, read_safetensors
+from featdepth.wording import count
 
 POINT_BYTES = 16  # x, y, z, reflectance: float32
 LARGEST_SCAN = 64 << 20  # bytes; KITTI's scans have 2 MB
@@ -35,8 +36,8 @@ def read_scan(path: str | Path) -> np.ndarray:
     data = read_bytes(path, LARGEST_SCAN, "the scan")
     if len(data) % POINT_BYTES:
         raise InputError(
-            f"{path}: {len(data)} bytes are no whole number of {POINT_BYTES}-byte points, "
-            f"the scan is cut after {len(data) // POINT_BYTES} points; download it again"
+            f"{path}: {count(len(data), 'byte')} are no whole number of {POINT_BYTES}-byte points, "
+            f"the scan is cut after {count(len(data) // POINT_BYTES, 'point')}; download it again"
         )
     return np.frombuffer(data, dtype="<f4").reshape(-1, 4)
 

@@ -33,7 +33,8 @@ from featdepth.data.synthetic_render import Painter
 from featdepth.data.synthetic_scene import Solids
 from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_json, write_text
+from featdepth.wording import count
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
 RECORD = "street.json"
@@ -215,7 +216,7 @@ def claim(out: Path, street: Street) -> bool:
         write_record(out, street, complete=False)
         return False
     try:
-        found = json.loads(read_bytes(record, LARGEST_RECORD, "the record of the street"))
+        found = read_json(record, LARGEST_RECORD, "the record of the street")
         complete = bool(found.pop("complete"))
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{record}: cannot be understood; remove {out} or choose another folder") from error
@@ -331,7 +332,7 @@ def main() -> None:
     arguments = parser.parse_args()
     written = write_street(**vars(arguments))
     parts = ", ".join(f"{len(indices)} {part}" for part, indices in drive_parts(arguments.drives).items())
-    print(f"{arguments.out}: {'' if written else 'already there: '}{arguments.drives} drives ({parts})")
+    print(f"{arguments.out}: {'' if written else 'already there: '}{count(arguments.drives, 'drive')} ({parts})")
 
 
 if __name__ == "__main__":
