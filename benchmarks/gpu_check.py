@@ -34,11 +34,25 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from gpu_checks import CHECKS, Check, Context, Row
+from gpu_numbers import bad_steps, numbers
+from gpu_rows import Check, Context, Row
+from gpu_runs import compiled, processes, resume, waiting
+from gpu_speed import loader, prediction, speed
 from measure import REPOSITORY, device_of, machine
 
 from featdepth.run import versions
 
+CHECKS = {
+    "numbers": Check(numbers, 30, 15),
+    "bad_steps": Check(bad_steps, 25, 30),
+    "waiting": Check(waiting, 40, 25),
+    "compiled": Check(compiled, 120, 50),
+    "resume": Check(resume, 40, 40),
+    "processes": Check(processes, 60, 40, least_gpus=2),
+    "loader": Check(loader, 50, 40),
+    "prediction": Check(prediction, 15, 8),
+    "speed": Check(speed, 160, 30),
+}
 SECONDS = {"cuda": 480, "cpu": 300}
 LEAST_SHARE = 0.5  # of its usual time that has to be left for a check to be begun
 STATUSES = ("PASS", "FAIL", "figure", "not run")
