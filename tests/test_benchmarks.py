@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
@@ -149,15 +150,16 @@ def test_speed_supervision(benchmark: Benchmark, tmp_path: Path, monkeypatch: py
 
 
 class TestGpuCheck:
-    def test_a_check_on_the_cpu(self, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_check_on_the_cpu(self, gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """One row for each precision; the table and the file tell the same, and the exit code is that of the rows."""
-        module = benchmark("gpu_check")
-        monkeypatch.setattr(module, "run_apart", lambda name, check, context: run_check_here(module, name, context))
-        check = module.CHECKS["numbers"]
+        monkeypatch.setattr(
+            gpu_check, "run_apart", lambda name, check, context: run_check_here(gpu_check, name, context)
+        )
+        check = gpu_check.CHECKS["numbers"]
         one = check._replace(parts=lambda context: {"autoencoder": check.parts(context)["autoencoder"]})
-        monkeypatch.setitem(module.CHECKS, "numbers", one)
+        monkeypatch.setitem(gpu_check.CHECKS, "numbers", one)
         file = tmp_path / "rows.json"
-        result = succeeded(call_program(module.main, "--cpu", "--only", "numbers", "--out", file))
+        result = succeeded(call_program(gpu_check.main, "--cpu", "--only", "numbers", "--out", file))
         rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
         statuses = {name: row["status"] for name, row in rows.items()}
         names = [f"autoencoder, {precision}" for precision in ("float32", "bfloat16", "float16")]
@@ -165,28 +167,29 @@ class TestGpuCheck:
         assert all(name in result.out for name in names) and rows[names[2]]["note"] in result.out
 
     def test_what_fails_is_a_row_and_hides_nothing(
-        self, benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        module = benchmark("gpu_check")
-
         def fail() -> list:
             raise ValueError("broken\nindeed")
 
-        parts = {"one": fail, "other": lambda: [module.Row("fine", "PASS")]}
-        check = module.Check(lambda context: parts, 1, 1)
-        monkeypatch.setattr(module, "CHECKS", {"numbers": check, "late": module.Check(lambda context: {}, 900, 900)})
-        monkeypatch.setattr(module, "run_apart", lambda name, check, context: run_check_here(module, name, context))
+        parts = {"one": fail, "other": lambda: [gpu_check.Row("fine", "PASS")]}
+        check = gpu_check.Check(lambda context: parts, 1, 1)
+        monkeypatch.setattr(
+            gpu_check, "CHECKS", {"numbers": check, "late": gpu_check.Check(lambda context: {}, 900, 900)}
+        )
+        monkeypatch.setattr(
+            gpu_check, "run_apart", lambda name, check, context: run_check_here(gpu_check, name, context)
+        )
         file = tmp_path / "rows.json"
-        result = call_program(module.main, "--cpu", "--only", "numbers", "late", "--out", file)
+        result = call_program(gpu_check.main, "--cpu", "--only", "numbers", "late", "--out", file)
         rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
         assert result.code == 1
         assert [row["status"] for row in rows.values()] == ["FAIL", "PASS", "not run"]
         assert rows["one"]["note"] == "ValueError: broken indeed" and "--only late" in rows["late"]["note"]
 
-    def test_what_ends_without_a_word_or_not_at_all_is_a_row(self, benchmark: Benchmark, tmp_path: Path) -> None:
-        module = benchmark("gpu_check")
-        check = module.Check(lambda context: {}, 0.02, 0.02)  # three times as long is far too short to import torch
-        (row, _) = module.run_apart("numbers", check, module.Context(torch.device("cpu"), tmp_path, math.inf))
+    def test_what_ends_without_a_word_or_not_at_all_is_a_row(self, gpu_check: ModuleType, tmp_path: Path) -> None:
+        context = gpu_check.Context(torch.device("cpu"), tmp_path, time.monotonic() + 0.1)  # too short to import torch
+        row, _ = gpu_check.run_apart("numbers", gpu_check.CHECKS["numbers"], context)
         assert row["status"] == "FAIL" and row["note"].startswith("did not end in 0 s")
 
     @pytest.mark.parametrize("options", [{"intrinsics": "learned"}, {"velocity": 0.1}], ids=["learned", "velocity"])
@@ -203,6 +206,12 @@ class TestGpuCheck:
             values + 1.0
             torch.ones(3).to("cuda", non_blocking=True)
         assert len(found) == 2
+
+
+@pytest.fixture
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return import_module("gpu_check")
 
 
 @pytest.fixture
