@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
-from tqdm import tqdm
 
 from featdepth.badsteps import BadSteps
 from featdepth.checkpoint import Progress, resume, save_checkpoint
@@ -33,6 +32,7 @@ from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
+from featdepth.progress import Display
 from featdepth.refine import is_transductive
 from featdepth.run import (
     RunDirectory,
@@ -48,6 +48,7 @@ from featdepth.run import (
 )
 from featdepth.scale import describe_scale
 from featdepth.schedule import fitted, learning_rate, notes
+from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
 from featdepth.wording import count
@@ -69,6 +70,9 @@ def main() -> None:
     pinned = accelerator.device.type == "cuda"
     train_loader = make_loader(train_data, config, shuffle=True, pinned=pinned)
     validation_loader = make_loader(validation_data, config, shuffle=False, pinned=pinned)
+    for part, loader in (("training", train_loader), ("validation", validation_loader)):
+        batch_bytes = config.train.batch_size * sample_bytes(loader.dataset)
+        check_shared_memory(accelerator, part, batch_bytes, len(loader), config.data.workers)
 
     # Networks and optimizer. One process of each machine goes first, so that weights are downloaded once.
     with accelerator.local_main_process_first():
@@ -176,13 +180,8 @@ def main() -> None:
 
         together(accelerator, write, main_only=True)
 
-    bar = tqdm(
-        total=total_steps,
-        initial=progress.step,
-        unit="step",
-        dynamic_ncols=True,
-        disable=not accelerator.is_main_process or not sys.stderr.isatty(),
-    )
+    is_main = accelerator.is_main_process
+    bar = Display("training", total_steps, "steps", progress.step, first_seconds=0, hidden=not is_main)
     model.train()
     asked_for, saved = NOTHING, progress.step
     while progress.step < total_steps or progress.validated < progress.step:
@@ -219,6 +218,8 @@ def main() -> None:
                 continue
 
             progress.step += 1
+            if not bar.said_any and accelerator.device.type == "cuda":
+                torch.cuda.synchronize()  # once, for an honest time of the first step
             bar.update()
             bad_steps.settle(progress.step, bad)
             interval.settle(bad)
@@ -231,7 +232,7 @@ def main() -> None:
                 line = {"split": "train", "epoch": progress.epoch, "step": progress.step, "lr": rate, **values}
                 metrics.write(line)
                 accelerator.log({f"train/{key}": value for key, value in {"lr": rate, **values}.items()}, progress.step)
-                if accelerator.is_main_process:
+                if is_main:
                     time_left = (total_steps - progress.step) * batch_size / values["images_per_second"]
                     bar.write(f"{log_line(line)}  left {timedelta(seconds=round(time_left))}")
             if progress.step % config.train.max_bad_steps == 0 or progress.step == total_steps:

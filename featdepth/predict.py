@@ -33,12 +33,14 @@ from featdepth.errors import InputError, run_program
 from featdepth.intrinsics_files import field_of_view_intrinsics
 from featdepth.models import FeatDepth
 from featdepth.prediction.cameras import Cameras
+from featdepth.prediction.frames import Wanted, frame_bytes, loader_processes
 from featdepth.prediction.inputs import Source, find_inputs, is_image, list_sources
 from featdepth.prediction.outputs import (
     CLIP_KINDS,
     FRAME_KINDS,
     IMAGE_KINDS,
     NEEDS_POSES,
+    NEEDS_VIEWS,
     Settings,
     is_whole,
     made_files,
@@ -50,6 +52,7 @@ from featdepth.prediction.side_by_side import check_video_writer
 from featdepth.processes import together
 from featdepth.run import device_name, make_accelerator, precision
 from featdepth.scale import CAMERA_HEIGHT, METRES, RELATIVE, describe_scale, unit_of
+from featdepth.shared_memory import check_shared_memory
 from featdepth.wording import count
 
 KINDS = (*FRAME_KINDS, *CLIP_KINDS)
@@ -85,6 +88,9 @@ def main() -> None:
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
         f"precision {precision(accelerator)}\n"
         f"inputs     {describe(sources)}"
+    )
+    check_memory(
+        accelerator, sources, Wanted((model.height, model.width), bool(NEEDS_VIEWS & set(settings.save))), arguments
     )
     if accelerator.is_main_process:
         for failure in failures:
@@ -227,6 +233,20 @@ def plan_work(
     elif changed:
         remove_outputs(list_sources({name: named[name] for name in changed}), settings.out, dependent)
     return sources, inputs.failures
+
+
+def check_memory(
+    accelerator: Accelerator, sources: list[Source], wanted: Wanted, arguments: argparse.Namespace
+) -> None:
+    """Raise InputError where loading the largest source takes more shared memory than there is."""
+    frames = max((len(source.files) for source in sources), default=0)
+    workers = max(
+        (loader_processes(each, len(each.files), arguments.batch_size, arguments.workers) for each in sources),
+        default=0,
+    )
+    batches = sys.maxsize if any(source.is_video for source in sources) else -(-frames // arguments.batch_size)
+    batch_bytes = arguments.batch_size * frame_bytes(wanted)
+    check_shared_memory(accelerator, "inputs", batch_bytes, batches, workers, "--workers ")
 
 
 def share(sources: list[Source], rank: int, count: int, settings: Settings) -> list[Source]:

@@ -32,6 +32,7 @@ from featdepth.prediction.outputs import (
     done_frames,
     save_frame,
 )
+from featdepth.progress import Display
 from featdepth.scale import Scale
 
 WRITERS = 4  # threads that write files while the networks go on
@@ -68,7 +69,7 @@ class Predictor:
         self.batch_size, self.workers = batch_size, workers
         self.tally = Tally()
         self.told: set[str] = set()  # why outputs could not be made
-        self.bar = tqdm(disable=True)
+        self.bar = Display("prediction", None, "frames", hidden=True)
         self.writers: ThreadPoolExecutor | None = None
         self.waiting: deque[Future[Saved]] = deque()  # frames that the writers have, in order
 
@@ -79,10 +80,10 @@ class Predictor:
         """
         sources = list(sources)
         total = None if any(source.is_video for source in sources) else sum(len(source.files) for source in sources)
-        hidden = not self.accelerator.is_main_process or not sys.stderr.isatty()
+        hidden = not self.accelerator.is_main_process
         with (
             ThreadPoolExecutor(WRITERS) as self.writers,
-            tqdm(total=total, unit="frame", dynamic_ncols=True, disable=hidden) as self.bar,
+            Display("prediction", total, "frames", hidden=hidden) as self.bar,
         ):
             for source in sources:
                 try:
