@@ -221,7 +221,9 @@ def report(out: Path, summary: dict[str, Any]) -> None:
         turned = f", turned by {source['turned']} degrees" if source["turned"] else ""
         print(f"{source['source']}: {source['size'][1]}x{source['size'][0]}{turned}; intrinsics {known_from}")
     split = out / "splits" if len(clips) >= record.FEWEST_CLIPS else "time"
-    print(f"accelerate launch train.py --config configs/video.yaml data.root={out} data.split={split}")
+    known = all(source["intrinsics"] is not None for source in summary["prepared"])
+    given = " model.intrinsics=given" if known else ""  # the configuration learns them, from a guess
+    print(f"accelerate launch train.py --config configs/video.yaml data.root={out} data.split={split}{given}")
 
 
 if __name__ == "__main__":
