@@ -7,6 +7,7 @@ accelerate launch train.py --config configs/kitti.yaml
 from __future__ import annotations
 
 from featdepth.data.baselines import check_baselines
+from featdepth.data.intrinsics_source import describe_intrinsics
 from featdepth.errors import InputError, end_at_interrupt, run_program
 
 if __name__ == "__main__":
@@ -145,6 +146,7 @@ def main() -> None:
         f"precision {precision(accelerator)}, compilation {compilation(accelerator)}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
         f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
+        f"intrinsics {describe_intrinsics(train_data.members, learned)}\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
         f"schedule   {count(total_steps, 'step')} of {count(batch_size, 'sample')}, {steps_per_epoch} an epoch"

@@ -247,7 +247,9 @@ def training_command(out: Path, summary: dict[str, Any]) -> list[str]:
     most = max(summary["prepared"], key=lambda source: sum(source["verdicts"].get(name, 0) for name in KEPT))
     height, width = fitting_size(most["size"], TRAINED_PIXELS)
     words = ["accelerate", "launch", "train.py", "--config", "configs/video.yaml"]
-    return [*words, f"data.root={out}", f"data.split={split}", f"data.height={height}", f"data.width={width}"]
+    words += [f"data.root={out}", f"data.split={split}", f"data.height={height}", f"data.width={width}"]
+    known = all(source["intrinsics"] is not None for source in summary["prepared"])
+    return [*words, "model.intrinsics=given"] if known else words  # the configuration learns them, from a guess
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class FrameDataset(Dataset, ABC):
     """
 
     naming: ClassVar[Naming] = FOLDERS  # of drives in lists
+    calibration_name: ClassVar[str] = "the data's calibration"  # where intrinsics come from, for people
 
     def __init__(
         self,
@@ -132,6 +133,10 @@ class FrameDataset(Dataset, ABC):
     def camera_name(self, sample: Sample) -> str:
         """The sample's camera, where intrinsics are learned: samples of one name have one intrinsics."""
         return str(self.camera_of(sample))
+
+    def intrinsics_source(self, sample: Sample) -> str:
+        """Where the intrinsics of the sample's drive come from, in words."""
+        return self.calibration_name
 
     @property
     def members(self) -> list[FrameDataset]:

@@ -29,6 +29,8 @@ IMAGE_NAME = re.compile(r"([0-9]{6})\.png")
 class Euroc(SequenceDataset):
     """The machine hall trains, the first Vicon room validates, the second one tests."""
 
+    calibration_name: ClassVar = "intrinsics.txt"
+
     official: ClassVar = {"train": ("MH_*",), "validation": ("V1_*",), "test": ("V2_*",)}
 
     def find_drives(self, root: Path) -> list[str]:

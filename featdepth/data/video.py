@@ -67,6 +67,13 @@ class Video(SequenceDataset):
             "data.field_of_view (degrees), which model.intrinsics=learned takes as a start"
         )
 
+    def intrinsics_source(self, sample: Sample) -> str:
+        if self.clip_record(sample.drive).get("intrinsics") is not None:
+            return CLIP
+        if any((folder / INTRINSICS_NAME).is_file() for folder in (self.root / sample.drive, self.root)):
+            return INTRINSICS_NAME
+        return f"data.field_of_view ({self.config.field_of_view:g} degrees)"
+
     def clip_record(self, drive: str) -> dict[str, Any]:
         """What the preparation knew of a clip; nothing for a plain folder."""
         return self.remember("read_clip_record", drive)
