@@ -159,6 +159,11 @@ class FrameDataset(Dataset, ABC):
         """Seconds at which each frame was taken, where that is known."""
         return {}
 
+    def drops(self, drive: str) -> np.ndarray | None:
+        """Where frames were chosen by motion, so that uneven times are meant: bool `[N-1]`, between which neighbours
+        the camera itself recorded none, or the clock went back; None: the times should be even."""
+        return None
+
     def distance(self, sample: Sample, frame: int) -> float | None:
         """Metres between the camera at the target and at the frame `frame` later or earlier; None: unknown."""
         poses = self.poses(sample.drive)

@@ -21,6 +21,7 @@ from featdepth.data.listing import file_names, list_frames, read_matrix, read_nu
 from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
 from featdepth.intrinsics_files import read_intrinsics
+from featdepth.wording import command
 
 IMAGE_NAME = re.compile(r"([0-9]{6})\.png")
 
@@ -36,7 +37,8 @@ class Euroc(SequenceDataset):
         drives = [name for name in file_names(root) if (root / name / "manifest.json").is_file()]
         if not drives:
             raise InputError(
-                f"{root}: no prepared EuRoC here; run python -m featdepth.prepare_euroc DOWNLOADED --out {root}"
+                f"{root}: no prepared EuRoC here; run "
+                + command(["python", "-m", "featdepth.prepare_euroc", "DOWNLOADED", "--out", root])
             )
         return drives
 
