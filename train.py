@@ -25,12 +25,13 @@ from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth, build_model
+from featdepth.models.batch_norm import synchronise_batch_norms
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
 from featdepth.refine import is_transductive
 from featdepth.run import RunDirectory, bare_model, compilation, compiled, device_name, make_accelerator, versions
 from featdepth.scale import describe_scale
-from featdepth.schedule import learning_rate
+from featdepth.schedule import learning_rate, window_size
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
 
@@ -60,8 +61,8 @@ def main() -> None:
     kinds = {member.config.kind for member in train_data.members}
     model.record_configuration(to_dict(config), kinds, is_transductive(config, train_data.recordings()))
     model = model.to(memory_format=torch.channels_last)
-    if config.train.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.train.sync_batch_norm and accelerator.num_processes > 1:
+        synchronise_batch_norms(model, accelerator.num_processes)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(
         trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
@@ -86,8 +87,9 @@ def main() -> None:
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
 
-    steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
-    steps_done = math.ceil(progress.batch / config.train.accumulate)  # of the epoch in progress
+    accumulate = config.train.accumulate
+    steps_per_epoch = math.ceil(len(train_loader) / accumulate)
+    steps_done = math.ceil(progress.batch / accumulate)  # of the epoch in progress
     total_steps = progress.step + (config.train.epochs - progress.epoch) * steps_per_epoch - steps_done
     if config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)
@@ -104,7 +106,11 @@ def main() -> None:
     bad_steps = BadSteps(bare, optimizer.optimizer, config.train.max_bad_steps, progress.bad_in_a_row)
     requests = Requests(accelerator, timedelta(seconds=config.train.timeout))
 
-    batch_size = config.train.batch_size * accelerator.num_processes * config.train.accumulate
+    batch_size = config.train.batch_size * accelerator.num_processes
+    last_window = window_size(len(train_loader) - 1, len(train_loader), accumulate)
+    an_epoch = f"{steps_per_epoch} an epoch"
+    if last_window < accumulate:
+        an_epoch += f", the last of {last_window * batch_size}"
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
@@ -113,7 +119,7 @@ def main() -> None:
         f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
-        f"schedule   {total_steps} steps of {batch_size} samples, {steps_per_epoch} an epoch"
+        f"schedule   {total_steps} steps of {batch_size * accumulate} samples, {an_epoch}"
     )
     if contaminated:
         accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")
@@ -167,7 +173,9 @@ def main() -> None:
                 prediction = model(batch)
                 losses = losses_of(prediction, batch, config)
                 loss = torch.stack(list(losses.values())).sum(0).mean()
-                accelerator.backward(propagate(loss))
+                # Accelerate divides by `accumulate`; the last step of an epoch may have fewer batches.
+                window = window_size(progress.batch, len(train_loader), accumulate)
+                accelerator.backward(propagate(loss) * (accumulate / window))
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(trainable, config.optimizer.clip_norm or math.inf)
                     bad = bad_steps.judge(norm)
@@ -196,7 +204,8 @@ def main() -> None:
                 metrics.write(line)
                 accelerator.log({f"train/{key}": value for key, value in {"lr": rate, **values}.items()}, progress.step)
                 if accelerator.is_main_process:
-                    time_left = (total_steps - progress.step) * batch_size / values["images_per_second"]
+                    samples_left = (total_steps - progress.step) * batch_size * len(train_loader) / steps_per_epoch
+                    time_left = samples_left / values["images_per_second"]
                     bar.write(f"{log_line(line)}  left {timedelta(seconds=round(time_left))}")
             if progress.step % config.train.max_bad_steps == 0 or progress.step == total_steps:
                 bad_steps.check(accelerator, train_data.samples, directory)
