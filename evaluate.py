@@ -10,6 +10,11 @@ accelerate launch evaluate.py --config configs/kitti.yaml --checkpoint runs/kitt
 
 from __future__ import annotations
 
+from featdepth.errors import InputError, end_at_interrupt, run_program
+
+if __name__ == "__main__":
+    end_at_interrupt()
+
 import argparse
 import copy
 import os
@@ -44,7 +49,6 @@ from featdepth.config import Config, load_config, parse_arguments
 from featdepth.config_checks import check_config
 from featdepth.data import build_dataset
 from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
-from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.odometry_report import open_sequences, report_odometry
@@ -62,6 +66,7 @@ from featdepth.report import (
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
 from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
+from featdepth.wording import count
 
 
 class Subject(NamedTuple):
@@ -251,7 +256,7 @@ def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tens
         about |= {"scale_source": CAMERA_HEIGHT, "camera_height": found}
         accelerator.print(
             f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
-            f"{found['images']} images show the ground, {found['images_without_ground']} do not"
+            f"{found['images']} of {count(found['images'] + found['images_without_ground'], 'image')} show the ground"
         )
 
     def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 # What the operating system says when the place that we write to is the problem, not the program.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -36,11 +41,29 @@ def one_line(error: BaseException) -> str:
     return lines[-1].removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
 
 
+def end_at_interrupt() -> None:
+    """Let Ctrl-C end this program without a traceback while it is still importing: `run_program` takes over then.
+
+    Each program calls this between its first imports and the slow ones. An exception in their midst would not do:
+    libraries catch it or make another of it.
+    """
+    # Whoever starts a program in the background of a script has it ignore Ctrl-C; so it remains.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_interrupted)
+
+
+def end_interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
+    os._exit(INTERRUPTED)
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run `main`; an end that can be explained is one line on standard error, without a traceback.
 
-    Exit code 2 for bad input or a place that cannot be written to, 1 for a lost process or loader process.
+    Exit code 2 for bad input or a place that cannot be written to, 130 after Ctrl-C, 1 for a lost process or loader
+    process.
     """
+    if signal.getsignal(signal.SIGINT) is end_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except FailedElsewhere:
@@ -48,7 +71,7 @@ def run_program(main: Callable[[], None]) -> None:
     except InputError as error:
         complain(one_line(error), 2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(INTERRUPTED)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

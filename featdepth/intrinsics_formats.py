@@ -15,8 +15,9 @@ import numpy as np
 
 from featdepth.config_values import parse_yaml, shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 from featdepth.lenses import COEFFICIENTS, Lens, check_pinhole
+from featdepth.wording import count
 
 LARGEST_FILE = 1 << 20  # bytes
 LARGEST_SIDE = 100_000  # pixels
@@ -44,7 +45,9 @@ YAML_MODELS = {"plumb_bob": "radtan", "rational_polynomial": "radtan", "equidist
 
 def read_cameras(path: Path, size: tuple[int, int] | None) -> dict[str, Lens]:
     """All cameras in a file by name; `size` is that of files which do not say it."""
-    text = read_text(path)
+    text = read_text(path, LARGEST_FILE, "the intrinsics")
+    if "\0" in text:
+        raise InputError(f"{path}: the intrinsics are no text; expected {FORMATS}")
     lines = numbered_lines(text)
     if "camera_matrix" in text.lower():
         return {"camera": read_yaml_camera(path, text, size)}
@@ -62,7 +65,7 @@ def read_colmap_cameras(path: str | Path) -> dict[int, Lens]:
     COLMAP counts pixels from the image's corner, so that the first centre is at 0.5; the principal points lose that.
     """
     cameras = {}
-    for number, words in numbered_lines(read_text(path)):
+    for number, words in numbered_lines(read_text(path, LARGEST_FILE, "the intrinsics")):
         where = f"{path}:{number}"
         if len(words) < 4 or words[1] not in COLMAP_MODELS:
             raise InputError(
@@ -110,7 +113,7 @@ def read_yaml_camera(path: Path, text: str, size: tuple[int, int] | None) -> Len
     values = {str(key).lower(): value for key, value in content.items()}
     intrinsics = np.array(yaml_numbers(path, values, "camera_matrix"))
     if intrinsics.size != 9:
-        raise InputError(f"{path}: camera_matrix has {intrinsics.size} numbers instead of 9")
+        raise InputError(f"{path}: camera_matrix has {count(intrinsics.size, 'number')} instead of 9")
     if "image_width" in values or "image_height" in values:
         size = checked_size(path, values.get("image_height"), values.get("image_width"))
     return make_lens(
@@ -167,9 +170,8 @@ def make_lens(
         return Lens("pinhole", intrinsics, (), size)
     if len(coefficients) not in COEFFICIENTS[model]:
         counts = " or ".join(map(str, COEFFICIENTS[model]))
-        raise InputError(
-            f"{where}: {len(coefficients)} distortion coefficients, but {model} lenses have {counts}; calibrate again"
-        )
+        found = count(len(coefficients), "distortion coefficient")
+        raise InputError(f"{where}: {found}, but {model} lenses have {counts}; calibrate again")
     return Lens(model, intrinsics, tuple(coefficients), size)
 
 
@@ -184,14 +186,6 @@ def checked_size(where: str | Path, height: object, width: object) -> tuple[int,
 def matrix(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
     """Intrinsics float64 3x3."""
     return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
-
-
-def read_text(path: str | Path) -> str:
-    """The content of a small text file; InputError for any other."""
-    content = read_bytes(path, LARGEST_FILE, "the intrinsics")
-    if b"\0" in content:
-        raise InputError(f"{path}: the intrinsics are no text; expected {FORMATS}")
-    return content.decode("utf-8", errors="replace")
 
 
 def numbered_lines(text: str) -> list[tuple[int, list[str]]]:

@@ -47,8 +47,9 @@ from featdepth.prediction.predictor import Predictor, Tally, complain
 from featdepth.prediction.record import claim, fingerprint
 from featdepth.prediction.side_by_side import check_video_writer
 from featdepth.processes import together
-from featdepth.run import device_name, make_accelerator
+from featdepth.run import device_name, make_accelerator, precision
 from featdepth.scale import METRES, RELATIVE, describe_scale, unit_of
+from featdepth.wording import count
 
 KINDS = (*FRAME_KINDS, *CLIP_KINDS)
 LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for one with a long video
@@ -71,7 +72,7 @@ def main() -> None:
         f"model      {arguments.checkpoint}, {model.height}x{model.width}\n"
         f"depth      {describe_scale(model.scale_source)}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
-        f"precision {accelerator.mixed_precision}\n"
+        f"precision {precision(accelerator)}\n"
         f"inputs     {describe(sources)}"
     )
     predictor = Predictor(accelerator, model, settings, cameras, arguments.batch_size, arguments.workers)
@@ -167,8 +168,8 @@ def plan_work(
         "refinement": arguments.refine,
     }
     named = claim(settings.out, made_with, inputs.paths, arguments.overwrite)
-    for reason, count in inputs.left_out.items():
-        print(f"left out   {counted(count, 'file')} {reason}")
+    for reason, number in inputs.left_out.items():
+        print(f"left out   {count(number, 'file')} {reason}")
     for failure in inputs.failures:
         complain(failure)
     sources = list_sources(named)
@@ -194,14 +195,9 @@ def describe(sources: list[Source]) -> str:
     images = sum(len(source.files) for source in sources if not source.is_clip)
     folders = [source for source in sources if source.is_clip and not source.is_video]
     frames, videos = sum(len(source.files) for source in folders), sum(source.is_video for source in sources)
-    parts = [counted(images, "image")] if images else []
-    parts += [f"{counted(frames, 'image')} in {counted(len(folders), 'folder')}"] if folders else []
-    return ", ".join(parts + ([counted(videos, "video")] if videos else []))
-
-
-def counted(count: int, thing: str) -> str:
-    """A number of things, in words."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+    parts = [count(images, "image")] if images else []
+    parts += [f"{count(frames, 'image')} in {count(len(folders), 'folder')}"] if folders else []
+    return ", ".join(parts + ([count(videos, "video")] if videos else []))
 
 
 def report(total: Tally, settings: Settings, unit: str) -> None:
@@ -209,7 +205,7 @@ def report(total: Tally, settings: Settings, unit: str) -> None:
     if total.clipped_frames:
         limit = "256 m" if unit == METRES else "256 units"
         print(
-            f"note       {counted(total.clipped_pixels, 'pixel')} of {counted(total.clipped_frames, 'frame')} farther "
+            f"note       {count(total.clipped_pixels, 'pixel')} of {count(total.clipped_frames, 'frame')} farther "
             f"than {limit}, the most that depth_png can say; npz and tiff have their depth"
         )
     if unit == RELATIVE:

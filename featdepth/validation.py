@@ -17,10 +17,12 @@ from featdepth.errors import InputError
 from featdepth.metrics.breakdown import score_details
 from featdepth.metrics.camera_height import ground_height
 from featdepth.metrics.depth import flip_post_process, mean_scores, median, score_batch
+from featdepth.metrics.protocols import protocol_of
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
-from featdepth.run import bare_model
+from featdepth.run import bare_model, begin_pass
+from featdepth.wording import count
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 
@@ -43,6 +45,7 @@ def gather_values(
     model.eval()
     rows = []
     for batch in loader:
+        begin_pass(accelerator)
         batch = augment(batch)
         row, replaced = accelerator.gather_for_metrics((values(batch), batch["replaced"]))
         rows.append(row[replaced == 0].cpu())
@@ -146,8 +149,7 @@ def score_images(
         batch["depth_size"],
         batch["intrinsics"],
         moving,
-        config.evaluate.crop,
-        config.evaluate.cap,
+        *protocol_of(config),
         scale=None if metres_per_unit is None else 1.0,
     )
     constant = score_map(torch.ones(1, 1), batch, config)
@@ -178,7 +180,8 @@ def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor |
         start=torch.zeros(*GRID, BINS),
     )
     histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
-    return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
+    drives = count(len(dataset.drives), "training drive")
+    return median_depth(histogram.cpu()), f"of {count(len(samples), 'frame')} of {drives}"
 
 
 def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[np.ndarray | None]:
@@ -192,7 +195,7 @@ def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[np.nda
 def score_map(inverse_depth: Tensor, batch: dict[str, Tensor], config: Config):
     """`DepthScores` of one map `[h, w]` for every image of the batch."""
     maps = inverse_depth.to(batch["depth"].device).expand(len(batch["depth"]), 1, *inverse_depth.shape)
-    return score_batch(maps, batch["depth"], batch["depth_size"], config.evaluate.crop, config.evaluate.cap)
+    return score_batch(maps, batch["depth"], batch["depth_size"], *protocol_of(config))
 
 
 def score_prediction(
@@ -206,8 +209,7 @@ def score_prediction(
         1 / (model.to_depth(disparity) * (metres_per_unit or 1.0)),
         batch["depth"],
         batch["depth_size"],
-        config.evaluate.crop,
-        config.evaluate.cap,
+        *protocol_of(config),
         scale=None if metres_per_unit is None else 1.0,
     )
 
@@ -226,8 +228,8 @@ def scale_by_camera_height(
     shown = heights[~heights.isnan()].double()
     if len(shown) == 0:
         raise InputError(
-            f"evaluate.camera_height: none of {len(heights)} predictions has a ground plane in the lower middle of the "
-            "image; leave it out, or train longer"
+            f"evaluate.camera_height: none of {count(len(heights), 'prediction')} has a ground plane in the "
+            "lower middle of the image; leave it out, or train longer"
         )
     unit = config.evaluate.camera_height / float(median(shown))
     return unit, {

@@ -37,6 +37,7 @@ from featdepth.data.shards import (
     used_bytes,
 )
 from featdepth.errors import InputError, run_program
+from featdepth.wording import count
 
 PARTS = ("train", "validation")
 THERE, ADDED, NO_ROOM, UNREADABLE = range(4)
@@ -153,7 +154,7 @@ def check(root: Path) -> None:
     print(f"{used_bytes(root) / 1e9:.3g} GB in {root}")
     if total["damaged"]:
         raise InputError(
-            f"{root}: {total['damaged']} frames are damaged and will be decoded again; --shrink drops them"
+            f"{root}: {count(total['damaged'], 'damaged frame')} to be decoded again; --shrink drops what is damaged"
         )
 
 
@@ -195,7 +196,7 @@ def shrink(root: Path, limit: int | None) -> None:
     for folder in size_folders(root):
         remove_leftovers(folder)
     kept_count = counts.pop(GOOD, 0)
-    print(f"{kept_count} frames kept; dropped: {listed(counts)}")
+    print(f"{count(kept_count, 'frame')} kept; dropped: {listed(counts)}")
     print(f"{before / 1e9:.3g} GB before, {used_bytes(root) / 1e9:.3g} GB now in {root}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 
 IMAGE = re.compile(r"[^.].*\.(?:png|jpe?g)", re.IGNORECASE)
 LARGEST_TABLE = 64 << 20  # bytes; an hour of poses at 30 a second has 20 MB
@@ -51,7 +51,7 @@ def read_numbers(path: str | Path, columns: int, what: str) -> np.ndarray:
     no table of finite numbers.
     """
     rows = []
-    for number, line in enumerate(read_bytes(path, LARGEST_TABLE, what).decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path, LARGEST_TABLE, what).splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words or words[0].startswith("#"):
             continue

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from featdepth.config_checks import BUILT_IN_SPLITS
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -79,7 +79,7 @@ def read_list(path: str | Path, naming: Naming = KITTI_DRIVES) -> list[tuple[int
 
     Raises InputError, naming file and line, for a line that is no sample and for a list without any.
     """
-    text = read_bytes(path, LARGEST_LIST, "the list of samples").decode("utf-8-sig", errors="replace")
+    text = read_text(path, LARGEST_LIST, "the list of samples")
     samples = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():

@@ -230,8 +230,10 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
     def follow_cameras(self, batch: dict[str, Tensor], prediction: Prediction) -> None:
         """Take a forward pass of training into the statistics of learned intrinsics; nothing where there are none."""
         if self.cameras is not None:
-            temporal = [position for position, frame in enumerate(self.frames[1:]) if frame != "s"]
-            self.cameras.follow(batch["camera"], prediction.poses[:, temporal])
+            # Not by a list of positions, which would have to be copied to the device, and the host would wait.
+            poses = zip(prediction.poses.unbind(1), self.frames[1:], strict=True)
+            temporal = [pose for pose, frame in poses if frame != "s"]
+            self.cameras.follow(batch["camera"], torch.stack(temporal, dim=1))
 
     def record_training(self, drives: Sequence[str], contaminated: Sequence[str], versions: Sequence[str] = ()) -> None:
         """Note what the weights have seen, beside what those that they started from had seen."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_json, write_text
 from featdepth.models import FeatDepth
 from featdepth.prediction.inputs import RECORD, name_inputs
 from featdepth.run import versions
@@ -70,7 +70,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
             raise InputError(f"{out}: holds other files; choose a new or empty folder for --out")
         return None
     try:
-        record = json.loads(read_bytes(path, LARGEST_RECORD, "the record"))
+        record = read_json(path, LARGEST_RECORD, "the record")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no record of a prediction ({error}); choose another --out") from error
     if not is_record(record):
