@@ -434,7 +434,7 @@ class TestPrecision:
             reconstruction = model.learned_features(images, Prediction()).reconstructions[0]
         assert disparity.dtype == reconstruction.dtype == torch.float32
         assert disparity.unique().numel() > 0.9 * disparity.numel()
-        assert reconstruction.unique().numel() > 0.9 * reconstruction.numel()
+        assert reconstruction.unique().numel() > 0.3 * reconstruction.numel()
 
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_outputs_of_bfloat16_networks(self, objective: str) -> None:
