@@ -65,6 +65,7 @@ from featdepth.report import (
 )
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
+from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
 from featdepth.wording import count
 
@@ -180,6 +181,9 @@ def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odom
         f"devices    {accelerator.num_processes} x {accelerator.device}\n"
         f"test       {dataset.describe()}"
     )
+    batch_bytes = config.evaluate.batch_size * sample_bytes(dataset)
+    batches = -(-len(dataset) // config.evaluate.batch_size)
+    check_shared_memory(accelerator, "test", batch_bytes, batches, config.data.workers)
     loader = accelerator.prepare(DataLoader(dataset, config.evaluate.batch_size, num_workers=config.data.workers))
     return Subject(str(checkpoint), model, config, loader, missing, leakage)
 

@@ -6,6 +6,7 @@ accelerate launch train.py --config configs/kitti.yaml
 
 from __future__ import annotations
 
+from featdepth.data.baselines import check_baselines
 from featdepth.errors import InputError, end_at_interrupt, run_program
 
 if __name__ == "__main__":
@@ -21,7 +22,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
-from tqdm import tqdm
 
 from featdepth.badsteps import BadSteps
 from featdepth.checkpoint import Progress, resume, save_checkpoint
@@ -32,6 +32,7 @@ from featdepth.models import FeatDepth, build_model
 from featdepth.models.batch_norm import synchronise_batch_norms
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
+from featdepth.progress import Display
 from featdepth.refine import is_transductive
 from featdepth.run import (
     RunDirectory,
@@ -46,7 +47,8 @@ from featdepth.run import (
     versions,
 )
 from featdepth.scale import describe_scale
-from featdepth.schedule import learning_rate, window_size
+from featdepth.schedule import fitted, learning_rate, notes, window_size
+from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
 from featdepth.wording import count
@@ -63,10 +65,14 @@ def main() -> None:
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data = build_dataset(config, "train")
     validation_data = build_dataset(config, "validation")
+    check_baselines(train_data.members)
     contaminated = leaked_drives(config, train_data.recordings())
     pinned = accelerator.device.type == "cuda"
     train_loader = make_loader(train_data, config, shuffle=True, pinned=pinned)
     validation_loader = make_loader(validation_data, config, shuffle=False, pinned=pinned)
+    for part, loader in (("training", train_loader), ("validation", validation_loader)):
+        batch_bytes = config.train.batch_size * sample_bytes(loader.dataset)
+        check_shared_memory(accelerator, part, batch_bytes, len(loader), config.data.workers)
 
     # Networks and optimizer. One process of each machine goes first, so that weights are downloaded once.
     with accelerator.local_main_process_first():
@@ -104,14 +110,16 @@ def main() -> None:
     set_seed(config.train.seed, device_specific=True)
     progress, checkpoints, resumed = Progress(), directory / "checkpoints", None
     conditions = circumstances(accelerator, config, train_data.samples, validation_data.samples)
+    accumulate = config.train.accumulate
+    steps_per_epoch = math.ceil(len(train_loader) / accumulate)
+    schedule = fitted(config.schedule, config.train.epochs, steps_per_epoch)
+    conditions["warm-up"] = schedule.warmup_steps
     bare.training_record["configuration_digest"] = configuration_digest(conditions, config)
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
         for group in optimizer.param_groups:  # a checkpoint brings its own
             group["weight_decay"] = config.optimizer.weight_decay
 
-    accumulate = config.train.accumulate
-    steps_per_epoch = math.ceil(len(train_loader) / accumulate)
     steps_done = math.ceil(progress.batch / accumulate)  # of the epoch in progress
     total_steps = progress.step + (config.train.epochs - progress.epoch) * steps_per_epoch - steps_done
     if config.train.max_steps is not None:
@@ -146,6 +154,8 @@ def main() -> None:
         f"validation {validation_data.describe()}\n"
         f"schedule   {count(total_steps, 'step')} of {count(batch_size * accumulate, 'sample')}, {an_epoch}"
     )
+    for note in notes(config.schedule, config.train.epochs, steps_per_epoch, config.train.max_steps):
+        accelerator.print(f"note       {note}")
     if contaminated:
         accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")
 
@@ -174,13 +184,8 @@ def main() -> None:
 
         together(accelerator, write, main_only=True)
 
-    bar = tqdm(
-        total=total_steps,
-        initial=progress.step,
-        unit="step",
-        dynamic_ncols=True,
-        disable=not accelerator.is_main_process or not sys.stderr.isatty(),
-    )
+    is_main = accelerator.is_main_process
+    bar = Display("training", total_steps, "steps", progress.step, first_seconds=0, hidden=not is_main)
     model.train()
     asked_for, saved = NOTHING, progress.step
     while progress.step < total_steps or progress.validated < progress.step:
@@ -205,7 +210,7 @@ def main() -> None:
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(trainable, config.optimizer.clip_norm or math.inf)
                     bad = bad_steps.judge(norm)
-                rate = learning_rate(progress.step, progress.epoch, config.optimizer.lr, config.schedule)
+                rate = learning_rate(progress.step, progress.epoch, config.optimizer.lr, schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
@@ -219,6 +224,8 @@ def main() -> None:
                 continue
 
             progress.step += 1
+            if not bar.said_any and accelerator.device.type == "cuda":
+                torch.cuda.synchronize()  # once, for an honest time of the first step
             bar.update()
             bad_steps.settle(progress.step, bad)
             interval.settle(bad)
@@ -231,7 +238,7 @@ def main() -> None:
                 line = {"split": "train", "epoch": progress.epoch, "step": progress.step, "lr": rate, **values}
                 metrics.write(line)
                 accelerator.log({f"train/{key}": value for key, value in {"lr": rate, **values}.items()}, progress.step)
-                if accelerator.is_main_process:
+                if is_main:
                     samples_left = (total_steps - progress.step) * batch_size * len(train_loader) / steps_per_epoch
                     time_left = samples_left / values["images_per_second"]
                     bar.write(f"{log_line(line)}  left {timedelta(seconds=round(time_left))}")

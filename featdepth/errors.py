@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -62,6 +63,8 @@ def run_program(main: Callable[[], None]) -> None:
     Exit code 2 for bad input or a place that cannot be written to, 130 after Ctrl-C, 1 for a lost process or loader
     process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # lines in a file or a pipe are seen when they are printed
     if signal.getsignal(signal.SIGINT) is end_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -107,9 +110,18 @@ def explain_loss(error: RuntimeError) -> str | None:
     worker = LOST_WORKER.search(str(error))
     if worker:
         reason = f"killed by signal {worker[2]}" if worker[2] else "gone"
+        if worker[2] == "Bus":
+            return (
+                f"loader process {worker[1]} is {reason}: no room is left in shared memory, /dev/shm; give a "
+                "container more (docker run --shm-size=8g), or lower data.workers, and continue with --resume"
+            )
         return (
             f"loader process {worker[1]} is {reason}, often for want of memory; lower data.workers or "
             "train.batch_size, and continue with --resume"
+        )
+    if "shared memory object" in str(error):
+        return (
+            f"loader processes have no shared memory ({one_line(error)[:160]}); mount /dev/shm, or set data.workers=0"
         )
     connected = distributed.is_available() and distributed.is_initialized()
     if connected and (isinstance(error, distributed.DistError) or LOST_PROCESS.search(str(error))):

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from featdepth.config import Parser
 from featdepth.data.euroc_files import Sensor, read_camera, read_truth
@@ -36,6 +35,7 @@ from featdepth.data.trajectory import interpolate_poses
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_json, write_text
 from featdepth.lenses import remap, undistortion_map
+from featdepth.progress import watched
 from featdepth.rectify import RectifiedPair, rectify
 from featdepth.wording import count
 
@@ -139,7 +139,7 @@ def write_images(
     """Write a camera's rectified images of the frames {number: nanoseconds}. Raises InputError for unreadable ones."""
     pixels = undistortion_map(camera.lens, pair.intrinsics, pair.size, camera_from_rectified)
     folder.mkdir(parents=True)
-    for frame, time in tqdm(frames.items(), desc=folder.name, unit="image", disable=None):
+    for frame, time in watched(frames.items(), folder.name, "images", len(frames)):
         with decoded(camera.images[time], ("PNG",), camera.lens.size) as image:
             grey = np.array(image.convert("L"))
         Image.fromarray(remap(grey, pixels)).save(folder / f"{frame:06}.png", compress_level=4)

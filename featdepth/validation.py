@@ -21,6 +21,7 @@ from featdepth.metrics.protocols import protocol_of
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
+from featdepth.progress import watched
 from featdepth.run import bare_model, begin_pass
 from featdepth.wording import count
 
@@ -34,6 +35,7 @@ def gather_values(
     loader: DataLoader,
     values: Callable[[dict[str, Tensor]], Tensor],
     interrupted: Callable[[], bool] = lambda: False,
+    name: str = "evaluation",
 ) -> Tensor | None:
     """`values(batch)` `[B, K]` of every readable sample of `loader`, in its order, on every process: CPU `[N, K]`.
 
@@ -44,7 +46,7 @@ def gather_values(
     was_training = model.training
     model.eval()
     rows = []
-    for batch in loader:
+    for batch in watched(loader, name, "batches", len(loader), hidden=not accelerator.is_main_process):
         begin_pass(accelerator)
         batch = augment(batch)
         row, replaced = accelerator.gather_for_metrics((values(batch), batch["replaced"]))
@@ -61,6 +63,7 @@ def gather_columns(
     loader: DataLoader,
     columns: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     interrupted: Callable[[], bool] = lambda: False,
+    name: str = "evaluation",
 ) -> dict[str, Tensor] | None:
     """`gather_values` of named columns: `columns(batch)` {name: `[B]` or `[B, K]`} -> CPU {name: `[N]` or `[N, K]`}."""
     widths: dict[str, int | None] = {}
@@ -70,7 +73,7 @@ def gather_columns(
         widths.update({name: column.shape[1] if column.ndim > 1 else None for name, column in found.items()})
         return torch.cat([column.float().reshape(len(column), -1) for column in found.values()], dim=1)
 
-    table = gather_values(accelerator, model, loader, values, interrupted)
+    table = gather_values(accelerator, model, loader, values, interrupted, name)
     if table is None:
         return None
     parts = table.split([1 if width is None else width for width in widths.values()], dim=1)
@@ -106,7 +109,7 @@ def validate(
         return {**losses, "median": scores.median_scaled, "fixed": scores.fixed_scale, "pixels": scores.pixels}
 
     bare: FeatDepth = bare_model(accelerator, model)
-    table = gather_columns(accelerator, model, loader, columns, interrupted)
+    table = gather_columns(accelerator, model, loader, columns, interrupted, "validation")
     if table is None:
         return None
     means = {name: float(table[name].double().mean()) for name in names}
@@ -172,13 +175,10 @@ def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor |
         return None, f"no per-pixel median: {error}"
     stride = -(-len(dataset) // MOST_MEDIAN_FRAMES)
     samples = dataset.samples[::stride]
-    histogram = sum(
-        (
-            depth_histogram(dataset.load_depth(sample))
-            for sample in samples[accelerator.process_index :: accelerator.num_processes]
-        ),
-        start=torch.zeros(*GRID, BINS),
-    )
+    own = samples[accelerator.process_index :: accelerator.num_processes]
+    histogram = torch.zeros(*GRID, BINS)
+    for sample in watched(own, "median depth", "frames", len(own), hidden=not accelerator.is_main_process):
+        histogram += depth_histogram(dataset.load_depth(sample))
     histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
     drives = count(len(dataset.drives), "training drive")
     return median_depth(histogram.cpu()), f"of {count(len(samples), 'frame')} of {drives}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from featdepth.errors import InputError
 from featdepth.files import read_text
-from featdepth.intrinsics_formats import NUMBER
+from featdepth.intrinsics_values import NUMBER
 from featdepth.lenses import check_pinhole
 
 CAMERAS = {"l": "02", "r": "03"}  # the colour cameras

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from featdepth.data.baselines import check_stereo_pose
 from featdepth.data.frame_cache import FrameCache
 from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
 from featdepth.data.selection import count_unknown, moving_samples
@@ -211,6 +212,7 @@ class FrameDataset(Dataset, ABC):
             self.windows[camera] = crop_window(size, self.config.crop)
             self.intrinsics[camera] = self.scaled_intrinsics(intrinsics, size, self.windows[camera])
             if stereo_pose is not None:
+                check_stereo_pose(f"{self.config.root}, {sample.drive}", stereo_pose, sample.side)
                 self.stereo_poses[camera] = torch.from_numpy(stereo_pose).float()
         self.depth_size = tuple(map(max, zip(*map(self.shown_size, self.native_sizes), strict=True)))
 

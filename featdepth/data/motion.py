@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
@@ -31,6 +30,7 @@ from featdepth.data.selection import MotionRecord, Pair, pairs_of, smallest_dist
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.matching import Features, find_features, match_features, motion
+from featdepth.progress import Display
 from featdepth.wording import count
 
 MEASURED_WIDTH = 320  # pixels: motion is measured at no more than this
@@ -126,7 +126,7 @@ def measure(dataset: FrameDataset, record: MotionRecord, workers: int) -> None:
         raise InputError("data.frames: there is no neighbour in time, so nothing moves; add some, as in [0, -1, 1]")
     missing = [(pair, camera) for pair, camera in cameras.items() if record.find(pair) is None]
     runs = PairRuns(dataset, missing)
-    with tqdm(total=len(missing), unit="pair", disable=None) as progress:
+    with Display("motion", len(missing), "pairs") as progress:
         for index, motions in DataLoader(runs, batch_size=None, num_workers=workers):
             record.add({pair: value for (pair, _), value in zip(runs.runs[index], motions.tolist(), strict=True)})
             progress.update(len(motions))

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from featdepth.config_values import shown
 from featdepth.data.images import KITTI_DEPTH_UNITS
@@ -34,6 +33,7 @@ from featdepth.data.synthetic_scene import Solids
 from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_json, write_text
+from featdepth.progress import Display
 from featdepth.wording import count
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
@@ -168,7 +168,7 @@ def write_street(
         return False
     todo = [index for index in range(drives) if not drive_folder(out, index).is_dir()]
     workers = min(workers or available_cores(), max(1, len(todo)))
-    with tqdm(total=drives * frames, initial=(drives - len(todo)) * frames, unit="frame", desc=out.name) as progress:
+    with Display(out.name, drives * frames, "frames", done=(drives - len(todo)) * frames) as progress:
         for _ in run_all(out, street, todo, workers):
             progress.update(frames)
     for date in DATES[:drives]:

@@ -35,7 +35,7 @@ from featdepth.models.storage import (
     read_record,
     write_model_directory,
 )
-from featdepth.scale import GIVEN, STEREO
+from featdepth.scale import GIVEN, STEREO, Scale
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -114,6 +114,11 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         # Models that were saved before they said so, or that were never trained.
         assumed = STEREO if "s" in self.frames else GIVEN
         return self.training_record.get("scale_source", assumed)
+
+    @property
+    def scale(self) -> Scale:
+        """What its depth is measured in."""
+        return Scale(self.settings.metres_per_unit, self.scale_source)
 
     def train(self, mode: bool = True) -> FeatDepth:
         """Training or evaluation mode; the frozen feature encoder of stage 2 stays in evaluation mode."""

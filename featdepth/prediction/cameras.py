@@ -46,12 +46,12 @@ class Cameras:
             self.known[key] = self.search(path, size)
         return self.known[key]
 
-    def need(self, path: Path, size: Size) -> np.ndarray:
-        """The same; InputError where nothing tells them."""
+    def need(self, path: Path, size: Size, purpose: str = "point clouds need") -> np.ndarray:
+        """The same; InputError where nothing tells them. purpose: what needs them, in words that end in the verb."""
         intrinsics = self.find(path, size)
         if intrinsics is None:
             raise InputError(
-                f"{path}: nothing tells its camera's intrinsics, which point clouds need; give --intrinsics FILE or "
+                f"{path}: nothing tells its camera's intrinsics, which {purpose}; give --intrinsics FILE or "
                 "--field-of-view DEGREES"
             )
         return intrinsics
