@@ -30,6 +30,7 @@ from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.data.shape import shape_note
+from featdepth.learned_check import check_model
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.batch_norm import synchronise_batch_norms
 from featdepth.objective import compute_losses
@@ -53,6 +54,7 @@ from featdepth.schedule import fitted, learning_rate, notes, window_size
 from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
+from featdepth.verdict import describe
 from featdepth.wording import count
 
 
@@ -168,6 +170,14 @@ def main() -> None:
         progress.interval, progress.bad_in_a_row = interval.state(), int(bad_steps.in_a_row)
         save_checkpoint(accelerator, checkpoints, progress, conditions, config.train.keep_checkpoints)
 
+    def check(checked: FeatDepth) -> None:
+        """At the end of a training: has the model learned anything?"""
+        found = check_model(checked, validation_data, config, accelerator.device)
+        checked.record_check(found)
+        if found is not None:
+            which = "last" if checked is bare else "best"
+            bar.write(f"check      {which} model: {describe(found)}")
+
     def close_epoch(result: dict[str, float]) -> None:
         """Write down a validation: losses and depth scores, pictures, models."""
         is_best = result["loss"] < (math.inf if progress.best_loss is None else progress.best_loss)
@@ -181,11 +191,17 @@ def main() -> None:
             if bare.cameras is not None and (warning := bare.cameras.warning((bare.height, bare.width))):
                 bar.write(f"note: {warning}")
             metrics.write(line)
+            if 0 < progress.step >= total_steps:
+                check(bare)
             path = directory / f"images/step_{progress.step:07d}.png"
             draw_panel(bare, validation_data, config, accelerator.device, path)
             bare.save_pretrained(directory / "model_last")
             if is_best:
                 bare.save_pretrained(directory / "model")
+            elif 0 < progress.step >= total_steps and (directory / "model").is_dir():
+                best = FeatDepth.from_pretrained(directory / "model").to(accelerator.device)
+                check(best)
+                best.save_pretrained(directory / "model")
 
         together(accelerator, write, main_only=True)
 
