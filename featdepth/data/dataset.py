@@ -136,6 +136,10 @@ class FrameDataset(Dataset, ABC):
         """The data sets that this one is made of (see `featdepth.data.mix`): itself alone."""
         return [self]
 
+    def name_hint(self, sample: Sample) -> str:
+        """What to do about a listed frame that is not there."""
+        return "add it or remove the line"
+
     def recordings(self) -> list[str]:
         """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
         return self.drives
@@ -171,7 +175,7 @@ class FrameDataset(Dataset, ABC):
             if self.image_path(sample, 0) is None:
                 raise InputError(
                     f"{path}:{number}: {sample} names a frame that is not below {config.data.root}; "
-                    "download it or remove the line"
+                    f"{self.name_hint(sample)}"
                 )
             samples.append(sample)
         return samples

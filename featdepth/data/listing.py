@@ -52,13 +52,20 @@ def file_names(folder: Path) -> list[str]:
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror}") from error
 
 
-def list_frames(folder: Path, pattern: re.Pattern[str]) -> dict[int, str]:
+def list_frames(folder: Path, pattern: re.Pattern[str], form: str = "") -> dict[int, str]:
     """The files in `folder` whose whole names match, by the frame number that is the pattern's first group, in order.
 
-    Empty where there is no such folder; InputError where it cannot be read.
+    Of a frame with several files it is the png. form: of the names of images, in words. Empty where there is no such
+    folder; InputError where it cannot be read, and with a form where it has images and all are called otherwise.
     """
-    matches = (pattern.fullmatch(name) for name in file_names(folder))
-    found = {int(match[1]): str(folder / match[0]) for match in matches if match}
+    names = sorted(file_names(folder), key=lambda name: name.lower().endswith(".png"))
+    found = {int(match[1]): str(folder / match[0]) for match in map(pattern.fullmatch, names) if match}
+    if form and not found:
+        for name in sorted(names):
+            if OTHER_PHOTO.fullmatch(name):
+                raise InputError(f"{folder / name}: {CONVERT}")
+            if IMAGE.fullmatch(name):
+                raise InputError(f"{folder / name}: is not called as frames are here, {form}; rename all of them")
     return dict(sorted(found.items()))
 
 
