@@ -10,6 +10,11 @@ accelerate launch evaluate.py --config configs/kitti.yaml --checkpoint runs/kitt
 
 from __future__ import annotations
 
+from featdepth.errors import InputError, end_at_interrupt, run_program
+
+if __name__ == "__main__":
+    end_at_interrupt()
+
 import argparse
 import copy
 import os
@@ -44,7 +49,6 @@ from featdepth.config import Config, load_config, parse_arguments
 from featdepth.config_checks import check_config
 from featdepth.data import build_dataset
 from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
-from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.odometry_report import open_sequences, report_odometry
@@ -61,7 +65,9 @@ from featdepth.report import (
 )
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
+from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
+from featdepth.wording import count
 
 
 class Subject(NamedTuple):
@@ -175,6 +181,9 @@ def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odom
         f"devices    {accelerator.num_processes} x {accelerator.device}\n"
         f"test       {dataset.describe()}"
     )
+    batch_bytes = config.evaluate.batch_size * sample_bytes(dataset)
+    batches = -(-len(dataset) // config.evaluate.batch_size)
+    check_shared_memory(accelerator, "test", batch_bytes, batches, config.data.workers)
     loader = accelerator.prepare(DataLoader(dataset, config.evaluate.batch_size, num_workers=config.data.workers))
     return Subject(str(checkpoint), model, config, loader, missing, leakage)
 
@@ -258,7 +267,7 @@ def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tens
         about |= {"scale_source": CAMERA_HEIGHT, "camera_height": found}
         accelerator.print(
             f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
-            f"{found['images']} images show the ground, {found['images_without_ground']} do not"
+            f"{found['images']} of {count(found['images'] + found['images_without_ground'], 'image')} show the ground"
         )
 
     def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:

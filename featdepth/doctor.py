@@ -29,6 +29,7 @@ from featdepth.diagnosis.survey import Survey
 from featdepth.diagnosis.times import check_files, check_neighbours, check_parts, check_times
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
+from featdepth.wording import count
 
 SAMPLES = 24
 # In this order: some checks mean nothing after the faults that others found.
@@ -73,7 +74,8 @@ def main() -> None:
     record = {"problems": problems, "warnings": warnings, "seconds": round(seconds, 1), "pictures": pictures}
     record["findings"] = [finding.record() for finding in findings]
     write_text(out / "report.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(f"{problems} problems, {warnings} warnings in {seconds:.0f} s; pictures and report.json in {out}")
+    found = f"{count(problems, 'problem')}, {count(warnings, 'warning')}"
+    print(f"{found} in {seconds:.0f} s; pictures and report.json in {out}")
     sys.exit(1 if problems else 0)
 
 

@@ -17,7 +17,8 @@ import torch
 from featdepth.config_values import shown
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
-from featdepth.intrinsics_formats import matrix, read_cameras, read_colmap_cameras
+from featdepth.intrinsics_formats import read_cameras, read_colmap_cameras
+from featdepth.intrinsics_values import matrix
 from featdepth.lenses import Lens
 
 __all__ = ["field_of_view_intrinsics", "read_colmap_cameras", "read_intrinsics", "read_pinhole"]

@@ -27,7 +27,6 @@ from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from featdepth.config import Parser
 from featdepth.data.listing import list_images
@@ -35,6 +34,7 @@ from featdepth.errors import InputError, run_program
 from featdepth.files import read_bytes
 from featdepth.intrinsics_files import split_name
 from featdepth.matching import find_features
+from featdepth.progress import watched
 from featdepth.video import record
 from featdepth.video.reading import Picture, read_pictures, video_reader
 from featdepth.video.record import JOURNAL, Progress
@@ -148,7 +148,7 @@ def prepare_source(name: str, source: Path, progress: Progress, journal: TextIO,
     """
     first = progress.kept or 0  # later frames are compared with it
     state, view = State(sharpness=progress.sharpness), None
-    pictures = tqdm(read_pictures(source, first), initial=first, desc=name, unit="frame", disable=None)
+    pictures = watched(read_pictures(source, first), name, "frames", done=first)
     for index, picture in enumerate(pictures, first):
         if view is None:
             size = picture.pixels.shape[:2]

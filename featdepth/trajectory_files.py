@@ -15,7 +15,7 @@ import numpy as np
 from featdepth.data.listing import LARGEST_TABLE, read_numbers
 from featdepth.data.trajectory import poses_from_quaternions
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_text, write_text
 from featdepth.rotations import is_rotation, quaternions_from_rotations
 
 KITTI_COLUMNS, TUM_COLUMNS = 12, 8
@@ -71,7 +71,7 @@ def refuse(path: str | Path, is_bad: np.ndarray, reason: str) -> None:
 
 def data_lines(path: str | Path) -> list[tuple[int, list[str]]]:
     """The lines that are neither blank nor a comment, with their numbers from 1, in words; those of `read_numbers`."""
-    lines = read_bytes(path, LARGEST_TABLE, "the trajectory").decode("utf-8", "replace").splitlines()
+    lines = read_text(path, LARGEST_TABLE, "the trajectory").splitlines()
     words = ((number, line.replace(",", " ").split()) for number, line in enumerate(lines, 1))
     return [(number, each) for number, each in words if each and not each[0].startswith("#")]
 

@@ -187,6 +187,15 @@ def test_healthy_street(clean_street: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_learned_intrinsics_have_a_report(clean_street: Path, tmp_path: Path) -> None:
+    """Of a whole program: the step that is measured has a camera for each sample."""
+    config = write_config(tmp_path, clean_street, frames=[0, -1], field_of_view=60.0)
+    result = call_program(doctor.main, "--config", config, "--samples", 2, "model.intrinsics=learned")
+    assert result.code == 0, result.out + result.err
+    report = json.loads((tmp_path / "run_doctor/report.json").read_text())
+    assert report["findings"][-1]["check"] == "cost" and report["findings"][-1]["level"] == "OK"
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [

@@ -41,7 +41,7 @@ def test_samples_without_all_their_frames_are_left_out_and_counted(tree):
     dataset = build_dataset(make_config(tree), "train")
     assert dataset.samples == [Sample(DRIVE, frame, "l") for frame in range(11, 15)]
     assert dataset.left_out == 2 and dataset.drives == [DRIVE] and len(dataset) == 4
-    assert dataset.describe() == "4 samples of 1 drives, 2 left out (missing frames)"
+    assert dataset.describe() == "4 samples of 1 drive, 2 left out (missing frames)"
     image_path(tree, 12, "03").unlink()
     stereo = build_dataset(make_config(tree, frames=[0, "s"]), "train")
     assert [sample.frame for sample in stereo.samples] == [10, 11, 13, 14, 15] and stereo.left_out == 1

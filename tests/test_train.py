@@ -128,7 +128,8 @@ class TestOneProcess:
     ) -> None:
         directory = interrupted_copy(finished_run, tmp_path / "run", step=6)
         options = [*INTERRUPTIBLE, "train.max_steps=7", "data.workers=0", f"run.directory={directory}", "--resume"]
-        succeeded(call_program(train.main, "--config", config_file, *options))
+        result = succeeded(call_program(train.main, "--config", config_file, *options))
+        assert "\ntraining: 7 of 7 steps, " in result.out and "left 0:00:00 at this pace" in result.out
         steps = [(line["split"], line["step"]) for line in read_metrics(directory)]
         assert steps == [
             ("train", 3),

@@ -26,7 +26,7 @@ from featdepth.config import Config, load_config
 from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms
-from featdepth.run import bare_model, compiled, make_accelerator
+from featdepth.run import bare_model, begin_pass, compiled, make_accelerator, records_graphs
 
 REFERENCE = Path(__file__).parent / "data"
 # Sums in another order: of a loss, and of a gradient relative to the largest of its tensor.
@@ -236,6 +236,32 @@ class TestCompiledRun:
         make_accelerator(load_config(config_file), cpu=True)
         forget_accelerator()
         assert not torch.backends.cuda.matmul.allow_tf32
+
+    @pytest.mark.parametrize(
+        ("backend", "mode", "expected"),
+        [
+            ("no", "reduce-overhead", False),
+            ("inductor", "default", False),
+            ("inductor", "reduce-overhead", True),
+            ("inductor", "max-autotune", True),
+            ("inductor", "max-autotune-no-cudagraphs", False),
+            ("cudagraphs", "default", True),
+        ],
+    )
+    def test_cuda_graphs_are_told_where_a_pass_begins(
+        self, config_file: Path, monkeypatch: pytest.MonkeyPatch, backend: str, mode: str, expected: bool
+    ) -> None:
+        """Else what one compiled function gives to the next one is overwritten, and so are gradients that add up."""
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", backend)
+        monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", mode)
+        begun = []
+        monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+        forget_accelerator()
+        accelerator = make_accelerator(load_config(config_file), cpu=True)
+        begin_pass(accelerator)
+        records = records_graphs(accelerator)
+        forget_accelerator()
+        assert records == expected == bool(begun)
 
     def test_each_shape_has_a_graph(self, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Else the second shape would be compiled for all others, which is slower."""

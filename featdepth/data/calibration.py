@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
-from featdepth.intrinsics_formats import NUMBER
+from featdepth.files import read_text
+from featdepth.intrinsics_values import NUMBER
 from featdepth.lenses import check_pinhole
 
 CAMERAS = {"l": "02", "r": "03"}  # the colour cameras
@@ -98,7 +98,7 @@ class Calibration(RectifiedCameras):
 def read_rows(path: Path) -> dict[str, str]:
     """The rows `name: values` of a calibration file; InputError where it is missing or unreasonably large."""
     try:
-        text = read_bytes(path, LARGEST_FILE, "the calibration").decode("utf-8", errors="replace")
+        text = read_text(path, LARGEST_FILE, "the calibration")
     except InputError as error:
         raise InputError(
             f"{error}; download the calibration and put its files there, or for own data write it (docs/data)"

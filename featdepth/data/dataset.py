@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from featdepth.data.baselines import check_stereo_pose
 from featdepth.data.frame_cache import FrameCache
 from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
-from featdepth.data.selection import moving_samples
+from featdepth.data.selection import count_unknown, moving_samples
 from featdepth.data.splits import FOLDERS, Naming, Sample, list_file, read_list
 from featdepth.errors import InputError
 from featdepth.geometry import crop_intrinsics, resize_intrinsics
 from featdepth.intrinsics_files import field_of_view_intrinsics
+from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -46,8 +48,9 @@ class FrameDataset(Dataset, ABC):
     """Samples as dicts of tensors (see `__getitem__`); made by `featdepth.data.build_dataset`.
 
     samples: the target images, in order; drives: their drives, sorted; left_out: listed samples that lack one of their
-    frames; static: training samples left out for moving too little; without_depth: samples left out for want of ground
-    truth; known_distances: samples that know how far the camera moved; depth_size: the common size of `depth`.
+    frames; static: samples of training or validation left out for moving too little; unknown_motion: those that stay
+    since nobody knows whether they move; without_depth: samples left out for want of ground truth; known_distances:
+    samples that know how far the camera moved; depth_size: the common size of `depth`.
 
     A kind of data is a subclass that says what is on the disk: the abstract methods, and those up to `distance`.
     """
@@ -186,15 +189,18 @@ class FrameDataset(Dataset, ABC):
         complete = [sample for sample in listed if all(self.image_path(sample, frame) for frame in self.frames)]
         if not complete:
             raise InputError(
-                f"{part}: none of {len(listed)} samples has all of its frames {self.frames} below {self.config.root}; "
-                f"the first is {listed[0]}; download what is missing or change data.frames"
+                f"{part}: none of {count(len(listed), 'sample')} has all of its frames {self.frames} below "
+                f"{self.config.root}; the first is {listed[0]}; download what is missing or change data.frames"
             )
-        moving = moving_samples(self, complete) if self.is_training else complete
+        moving = complete if part == "test" else moving_samples(self, complete)
         self.samples = [sample for sample in moving if self.depth_path(sample)] if require_depth else moving
         if not self.samples:
-            raise NoGroundTruth(f"{part}: none of {len(moving)} samples has ground truth; {self.ground_truth_hint()}")
+            raise NoGroundTruth(
+                f"{part}: none of {count(len(moving), 'sample')} has ground truth; {self.ground_truth_hint()}"
+            )
         self.left_out = len(listed) - len(complete)
         self.static = len(complete) - len(moving)
+        self.unknown_motion = 0 if part == "test" else count_unknown(self, moving)
         self.without_depth = len(moving) - len(self.samples)
 
     def prepare_cameras(self) -> None:
@@ -211,6 +217,7 @@ class FrameDataset(Dataset, ABC):
             self.windows[camera] = crop_window(size, self.config.crop)
             self.intrinsics[camera] = self.scaled_intrinsics(intrinsics, size, self.windows[camera])
             if stereo_pose is not None:
+                check_stereo_pose(f"{self.config.root}, {sample.drive}", stereo_pose, sample.side)
                 self.stereo_poses[camera] = torch.from_numpy(stereo_pose).float()
         self.depth_size = tuple(map(max, zip(*map(self.shown_size, self.native_sizes), strict=True)))
 
@@ -258,11 +265,13 @@ class FrameDataset(Dataset, ABC):
 
     def describe(self) -> str:
         """A line for a run's header: how many samples of how many drives, what was left out, and what is cached."""
-        text = f"{len(self.samples)} samples of {len(self.drives)} drives"
+        text = f"{count(len(self.samples), 'sample')} of {count(len(self.drives), 'drive')}"
         if self.left_out:
             text += f", {self.left_out} left out (missing frames)"
         if self.static:
             text += f", {self.static} left out (static)"
+        if self.unknown_motion:
+            text += f", {self.unknown_motion} kept whose motion is unknown"
         if self.without_depth:
             text += f", {self.without_depth} left out (no ground truth)"
         if self.with_distance:
@@ -312,7 +321,7 @@ class FrameDataset(Dataset, ABC):
             except InputError as error:
                 last = error
         raise InputError(
-            f"{steps + 1} samples in a row cannot be read, from {self.samples[index]} on; the last: {last}"
+            f"{count(steps + 1, 'sample')} in a row cannot be read, from {self.samples[index]} on; the last: {last}"
         )
 
     def load(self, sample: Sample) -> dict[str, Tensor]:

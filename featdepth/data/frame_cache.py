@@ -36,6 +36,7 @@ from featdepth.data.shards import (
     used_bytes,
 )
 from featdepth.errors import InputError
+from featdepth.wording import count
 
 SPARED_BYTES = 1 << 30  # of the disk, for checkpoints and everybody else: less is left free by no frame
 MOST_MAPS = 128  # shards that are mapped at a time; each takes a file descriptor
@@ -186,7 +187,9 @@ class FrameCache:
 
     def describe(self, frames: int) -> str:
         """A line for the run's header; `frames`: how many the data set reads."""
-        text = f"{len(self)} frames in {self.folder}, {frames} needed ({frames * self.frame_bytes / 1e9:.2g} GB)"
+        text = (
+            f"{count(len(self), 'frame')} in {self.folder}, {frames} needed ({frames * self.frame_bytes / 1e9:.2g} GB)"
+        )
         if self.closed:
             return f"{text}; it cannot be written to, what is not there is decoded each time"
         free = shutil.disk_usage(self.folder).free - SPARED_BYTES

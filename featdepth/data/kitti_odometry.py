@@ -25,7 +25,7 @@ from featdepth.data.ground_truth import cached_lidar_depth, writable_cache_folde
 from featdepth.data.images import image_size
 from featdepth.data.listing import SUFFIXES, list_frames, read_numbers
 from featdepth.data.sequences import Recording, SequenceDataset
-from featdepth.data.splits import Sample
+from featdepth.data.splits import SEQUENCES, Sample
 from featdepth.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ FIRST_RAW_FRAMES = {"08": 1100}  # the others start at 0
 class KittiOdometry(SequenceDataset):
     """Sequences 00 to 08 are for training, 09 and 10 for testing; four of those without public poses validate."""
 
+    naming: ClassVar = SEQUENCES
     official: ClassVar = {
         "train": tuple(f"{number:02}" for number in range(9)),
         "validation": ("11", "14", "17", "20"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 
 # Formats that are read, by Pillow's names, and the endings of their files. What Pillow reads beyond them draws pages,
 # runs other programs, or shows no photos.
@@ -92,7 +92,7 @@ def read_numbers(path: str | Path, columns: int, what: str) -> np.ndarray:
     no table of finite numbers.
     """
     rows = []
-    for number, line in enumerate(read_bytes(path, LARGEST_TABLE, what).decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path, LARGEST_TABLE, what).splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words or words[0].startswith("#"):
             continue

@@ -25,7 +25,7 @@ from featdepth.data.listing import SUFFIXES, file_names, list_frames, read_matri
 from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 from featdepth.intrinsics_files import read_pinhole
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class SevenScenes(SequenceDataset):
 
 def split_drives(root: Path, path: Path) -> Iterator[str]:
     """The drives below `root` that a scene's TrainSplit.txt or TestSplit.txt at `path` names, in order."""
-    text = read_bytes(path, LARGEST_SPLIT, "the split").decode("utf-8", errors="replace")
+    text = read_text(path, LARGEST_SPLIT, "the split")
     scene = path.parent.relative_to(root)
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():

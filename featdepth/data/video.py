@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from featdepth.clips import CLIP, SUMMARY, read_record
 from featdepth.data.dataset import Camera
 from featdepth.data.frame_folders import list_sequence
 from featdepth.data.images import image_size
@@ -24,7 +25,7 @@ from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.errors import InputError
 from featdepth.intrinsics_files import field_of_view_intrinsics, read_pinhole
-from featdepth.video.record import CLIP, SUMMARY, read_json
+from featdepth.wording import count
 
 INTRINSICS_NAME = "intrinsics.txt"
 
@@ -33,7 +34,7 @@ class Video(SequenceDataset):
     """Drives are the clips or folders."""
 
     def find_drives(self, root: Path) -> list[str]:
-        if (root / SUMMARY).is_file() and not read_json(root / SUMMARY).get("complete"):
+        if (root / SUMMARY).is_file() and not read_record(root / SUMMARY).get("complete"):
             raise InputError(f"{root}: its preparation is not finished; run python -m featdepth.prepare_video again")
         drives = [name for name in file_names(root) if list_images(root / name) or other_photos(root / name)]
         if not drives:
@@ -74,11 +75,13 @@ class Video(SequenceDataset):
         path = self.root / drive / CLIP
         if not path.is_file():
             return {}
-        clip = read_json(path)
+        clip = read_record(path)
         frames = len(list_images(self.root / drive))
         for key in ("seconds", "odometer"):
             if key in clip and not (is_list_of_numbers(clip[key]) and len(clip[key]) == frames):
-                raise InputError(f"{path}: {key} should have a number for each of {frames} images; prepare them again")
+                raise InputError(
+                    f"{path}: {key} should have a number for each of {count(frames, 'image')}; prepare them again"
+                )
         return clip
 
     def camera_name(self, sample: Sample) -> str:

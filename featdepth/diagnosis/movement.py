@@ -11,6 +11,7 @@ from featdepth.diagnosis.findings import Finding, ok, problem, skipped, warning
 from featdepth.diagnosis.survey import Pair, Survey
 from featdepth.diagnosis.times import drive_intervals
 from featdepth.two_view import parallax
+from featdepth.wording import count
 
 STILL = 0.001  # of the width: pairs that move less are static
 MANY_STILL, MOST_STILL = 0.2, 0.7  # shares of the pairs
@@ -35,7 +36,7 @@ def check_motion(survey: Survey, faults: set[str]) -> Iterator[Finding]:
         return
     still = [pair for pair in pairs if pair.motion < STILL]
     share = len(still) / len(pairs)
-    text = f"{len(still)} of {len(pairs)} pairs stand still"
+    text = f"{len(still)} of {count(len(pairs), 'pair')} without motion"
     expected = f"at most {MANY_STILL:.0%}"
     if share > MOST_STILL:
         yield problem("motion", "static", f"the camera does not move: {text}", expected, "depth cannot be learned")
@@ -114,7 +115,7 @@ def check_exposure(survey: Survey, faults: set[str]) -> Iterator[Finding]:
         yield skipped("exposure", "no neighbours to compare")
         return
     jumps = sum(change > BRIGHTER for change in changes)
-    text = f"{jumps} of {len(changes)} pairs change their brightness by more than {np.expm1(BRIGHTER):.0%}"
+    text = f"{jumps} of {count(len(changes), 'pair')} with a change of brightness by more than {np.expm1(BRIGHTER):.0%}"
     if jumps <= MANY_JUMPS * len(changes):
         yield ok("exposure", f"{text}, median {np.expm1(np.median(changes)):.1%}")
         return

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from featdepth.config_values import shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, read_safetensors
+from featdepth.files import read_json, read_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 LARGEST_CONFIG = 16 << 20  # bytes; the training record may list many drives
@@ -74,7 +74,7 @@ def read_model_directory(source: str | Path, **download: object) -> tuple[dict, 
             )
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     try:
-        config = json.loads(read_bytes(config_path, LARGEST_CONFIG, "the model's configuration"))
+        config = read_json(config_path, LARGEST_CONFIG, "the model's configuration")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{config_path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):

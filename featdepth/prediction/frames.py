@@ -17,10 +17,10 @@ from featdepth.data.images import LARGEST_IMAGE, read_photo
 from featdepth.errors import InputError
 from featdepth.prediction.inputs import Source
 from featdepth.processes import outlive_signals
+from featdepth.shared_memory import PREFETCHED
 from featdepth.video.reading import read_pictures
 
 LONGEST_VIEW = 1280  # pixels: the longer side of what point clouds, videos and pages show of a frame
-PREFETCHED = 2  # batches that each loader process has ready
 
 
 class Frame(NamedTuple):
@@ -137,12 +137,23 @@ def collate(frames: list[Frame]) -> Batch:
     return Batch(marked, torch.stack(images) if images else None)
 
 
+def frame_bytes(wanted: Wanted) -> int:
+    """Bytes that a frame has on its way to the network; what is shown of it counts as large as it may be, at 4:3."""
+    view = LONGEST_VIEW * LONGEST_VIEW * 3 // 4 if wanted.with_view else 0
+    return 3 * (wanted.size[0] * wanted.size[1] + view)
+
+
+def loader_processes(source: Source, frames: int, batch_size: int, workers: int) -> int:
+    """How many of up to `workers` processes load a source; a video is one stream."""
+    most = 1 if source.is_video else -(-frames // batch_size)
+    # Starting processes takes longer than loading a few images.
+    return min(workers, most) if source.is_video or most > 1 else 0
+
+
 def load_batches(source: Source, wanted: Wanted, batch_size: int, workers: int) -> DataLoader:
     """The frames of a source in batches, in their order, decoded ahead by up to `workers` processes."""
     frames = VideoFrames(source.path, wanted) if source.is_video else ImageFrames(source.files, wanted)
-    # A video is one stream; and starting processes takes longer than loading a few images.
-    most = 1 if source.is_video else -(-len(frames) // batch_size)
-    workers = min(workers, most) if source.is_video or most > 1 else 0
+    workers = loader_processes(source, 0 if source.is_video else len(frames), batch_size, workers)
     return DataLoader(
         frames,
         batch_size=batch_size,
