@@ -7,6 +7,7 @@ accelerate launch train.py --config configs/kitti.yaml
 from __future__ import annotations
 
 from featdepth.data.baselines import check_baselines
+from featdepth.data.intrinsics_source import describe_intrinsics
 from featdepth.errors import InputError, end_at_interrupt, run_program
 
 if __name__ == "__main__":
@@ -28,6 +29,7 @@ from featdepth.checkpoint import Progress, resume, save_checkpoint
 from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
+from featdepth.data.shape import shape_note
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
@@ -144,10 +146,13 @@ def main() -> None:
         f"precision {precision(accelerator)}, compilation {compilation(accelerator)}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
         f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
+        f"intrinsics {describe_intrinsics(train_data.members, learned)}\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
         f"schedule   {count(total_steps, 'step')} of {count(batch_size, 'sample')}, {steps_per_epoch} an epoch"
     )
+    if (note := shape_note(train_data, (config.data.height, config.data.width))) is not None:
+        accelerator.print(f"note       {note}")
     for note in notes(config.schedule, config.train.epochs, steps_per_epoch, config.train.max_steps):
         accelerator.print(f"note       {note}")
     if contaminated:

@@ -49,6 +49,8 @@ class StereoCamera(NamedTuple):
 class Cityscapes(SequenceDataset):
     """The official parts are those of the folders; validation's and test's targets are the snippets' 20th frames."""
 
+    calibration_name: ClassVar = "camera/*.json"
+
     official: ClassVar = {"train": ("train/*",), "validation": ("val/*",), "test": ("test/*",)}
 
     def open_root(self, config: Config) -> None:

@@ -56,6 +56,7 @@ class FrameDataset(Dataset, ABC):
     """
 
     naming: ClassVar[Naming] = FOLDERS  # of drives in lists
+    calibration_name: ClassVar[str] = "the data's calibration"  # where intrinsics come from, for people
 
     def __init__(
         self,
@@ -134,6 +135,10 @@ class FrameDataset(Dataset, ABC):
         """The sample's camera, where intrinsics are learned: samples of one name have one intrinsics."""
         return str(self.camera_of(sample))
 
+    def intrinsics_source(self, sample: Sample) -> str:
+        """Where the intrinsics of the sample's drive come from, in words."""
+        return self.calibration_name
+
     @property
     def members(self) -> list[FrameDataset]:
         """The data sets that this one is made of (see `featdepth.data.mix`): itself alone."""
@@ -158,6 +163,11 @@ class FrameDataset(Dataset, ABC):
     def times(self, drive: str) -> dict[int, float]:
         """Seconds at which each frame was taken, where that is known."""
         return {}
+
+    def drops(self, drive: str) -> np.ndarray | None:
+        """Where frames were chosen by motion, so that uneven times are meant: bool `[N-1]`, between which neighbours
+        the camera itself recorded none, or the clock went back; None: the times should be even."""
+        return None
 
     def distance(self, sample: Sample, frame: int) -> float | None:
         """Metres between the camera at the target and at the frame `frame` later or earlier; None: unknown."""

@@ -50,6 +50,8 @@ class DistortedCamera(NamedTuple):
 class Eth3d(SequenceDataset):
     """Several cameras a scene; there is no official split."""
 
+    calibration_name = "cameras.txt"
+
     def find_drives(self, root: Path) -> list[str]:
         drives = []
         for folder in root.glob("*/images"):

@@ -56,6 +56,8 @@ FIRST_RAW_FRAMES = {"08": 1100}  # the others start at 0
 class KittiOdometry(SequenceDataset):
     """Sequences 00 to 08 are for training, 09 and 10 for testing; four of those without public poses validate."""
 
+    calibration_name: ClassVar = "calib.txt"
+
     naming: ClassVar = SEQUENCES
     official: ClassVar = {
         "train": tuple(f"{number:02}" for number in range(9)),

@@ -28,6 +28,8 @@ from featdepth.intrinsics_files import field_of_view_intrinsics, read_pinhole
 from featdepth.wording import count
 
 INTRINSICS_NAME = "intrinsics.txt"
+# A film of variable frame rate waits between frames for up to this many seconds, and times its usual interval.
+LONGEST_INTERVAL, LONG_INTERVAL = 0.5, 5.0
 
 
 class Video(SequenceDataset):
@@ -67,6 +69,13 @@ class Video(SequenceDataset):
             "data.field_of_view (degrees), which model.intrinsics=learned takes as a start"
         )
 
+    def intrinsics_source(self, sample: Sample) -> str:
+        if self.clip_record(sample.drive).get("intrinsics") is not None:
+            return CLIP
+        if any((folder / INTRINSICS_NAME).is_file() for folder in (self.root / sample.drive, self.root)):
+            return INTRINSICS_NAME
+        return f"data.field_of_view ({self.config.field_of_view:g} degrees)"
+
     def clip_record(self, drive: str) -> dict[str, Any]:
         """What the preparation knew of a clip; nothing for a plain folder."""
         return self.remember("read_clip_record", drive)
@@ -91,6 +100,18 @@ class Video(SequenceDataset):
 
     def read_times(self, drive: str) -> dict[int, float]:
         return known_values(self.clip_record(drive).get("seconds", []))
+
+    def drops(self, drive: str) -> np.ndarray | None:
+        """Of a prepared clip, by the times and numbers that its frames have in the film; see `FrameDataset.drops`."""
+        clip = self.clip_record(drive)
+        numbers, times = np.array(clip.get("index", []), dtype=float), self.read_times(drive)
+        if not clip:
+            return None
+        if len(numbers) != len(times) or len(times) < 2:
+            return np.zeros(max(len(numbers) - 1, 0), dtype=bool)
+        passed = np.diff([times[frame] for frame in sorted(times)])
+        interval = passed / np.maximum(np.diff(numbers), 1)  # from one frame of the film to the next
+        return (passed <= 0) | (interval > max(LONGEST_INTERVAL, LONG_INTERVAL * float(np.median(interval))))
 
     def distance(self, sample: Sample, frame: int) -> float | None:
         """Along the way, from the speeds that the preparation was given."""

@@ -58,8 +58,14 @@ def check_neighbours(survey: Survey, faults: set[str]) -> Iterator[Finding]:
 
 def check_times(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     """Intervals between consecutive frames of the drives that have time stamps."""
-    intervals = {drive: drive_intervals(survey.train, drive) for drive in spread(survey.train.drives, MOST_DRIVES)}
+    drives = spread(survey.train.drives, MOST_DRIVES)
+    chosen = {drive: drops for drive in drives if (drops := survey.train.drops(drive)) is not None}
+    if chosen:
+        yield drop_finding(chosen)
+    intervals = {drive: drive_intervals(survey.train, drive) for drive in drives if drive not in chosen}
     intervals = {drive: values for drive, values in intervals.items() if len(values)}
+    if not intervals and chosen:
+        return
     if not intervals:
         yield skipped("times", "there are no time stamps")
         return
@@ -75,6 +81,20 @@ def check_times(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     advice = f"most are in {worst}; {advice}"
     make = problem if jumping > MANY * total else warning
     yield make("times", "time_jumps", text, f"none above {JUMP} times that, and none backwards", advice)
+
+
+def drop_finding(chosen: dict[str, np.ndarray]) -> Finding:
+    """What the camera left out, in clips whose frames were chosen by motion."""
+    number, total = (sum(map(of, chosen.values())) for of in (np.count_nonzero, len))
+    text = (
+        f"frames of {count(len(chosen), 'prepared clip')} are as far apart in time as the motion asks for, by design; "
+        f"{count(number, 'gap')} in {count(total, 'interval')} where the film itself has none"
+    )
+    if number == 0:
+        return ok("times", text)
+    worst = max(chosen, key=lambda drive: chosen[drive].sum())
+    advice = f"most are in {worst}: cut the film there, and prepare it again"
+    return warning("times", "time_jumps", text, "none", advice)
 
 
 def drive_intervals(dataset: FrameDataset, drive: str) -> np.ndarray:
