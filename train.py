@@ -30,7 +30,9 @@ from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.data.shape import shape_note
+from featdepth.learned_check import check_model
 from featdepth.models import FeatDepth, build_model
+from featdepth.models.batch_norm import synchronise_batch_norms
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
 from featdepth.progress import Display
@@ -48,10 +50,11 @@ from featdepth.run import (
     versions,
 )
 from featdepth.scale import describe_scale
-from featdepth.schedule import fitted, learning_rate, notes
+from featdepth.schedule import fitted, learning_rate, notes, window_size
 from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
+from featdepth.verdict import describe
 from featdepth.wording import count
 
 
@@ -85,8 +88,8 @@ def main() -> None:
     kinds = {member.config.kind for member in train_data.members}
     model.record_configuration(to_dict(config), kinds, is_transductive(config, train_data.recordings()))
     model = model.to(memory_format=torch.channels_last)
-    if config.train.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.train.sync_batch_norm and accelerator.num_processes > 1:
+        synchronise_batch_norms(model, accelerator.num_processes)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(
         trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
@@ -111,7 +114,8 @@ def main() -> None:
     set_seed(config.train.seed, device_specific=True)
     progress, checkpoints, resumed = Progress(), directory / "checkpoints", None
     conditions = circumstances(accelerator, config, train_data.samples, validation_data.samples)
-    steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
+    accumulate = config.train.accumulate
+    steps_per_epoch = math.ceil(len(train_loader) / accumulate)
     schedule = fitted(config.schedule, config.train.epochs, steps_per_epoch)
     conditions["warm-up"] = schedule.warmup_steps
     bare.training_record["configuration_digest"] = configuration_digest(conditions, config)
@@ -120,7 +124,7 @@ def main() -> None:
         for group in optimizer.param_groups:  # a checkpoint brings its own
             group["weight_decay"] = config.optimizer.weight_decay
 
-    steps_done = math.ceil(progress.batch / config.train.accumulate)  # of the epoch in progress
+    steps_done = math.ceil(progress.batch / accumulate)  # of the epoch in progress
     total_steps = progress.step + (config.train.epochs - progress.epoch) * steps_per_epoch - steps_done
     if config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)
@@ -139,7 +143,11 @@ def main() -> None:
     )
     requests = Requests(accelerator, timedelta(seconds=config.train.timeout))
 
-    batch_size = config.train.batch_size * accelerator.num_processes * config.train.accumulate
+    batch_size = config.train.batch_size * accelerator.num_processes
+    last_window = window_size(len(train_loader) - 1, len(train_loader), accumulate)
+    an_epoch = f"{steps_per_epoch} an epoch"
+    if last_window < accumulate:
+        an_epoch += f", the last of {last_window * batch_size}"
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
@@ -149,7 +157,7 @@ def main() -> None:
         f"intrinsics {describe_intrinsics(train_data.members, learned)}\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
-        f"schedule   {count(total_steps, 'step')} of {count(batch_size, 'sample')}, {steps_per_epoch} an epoch"
+        f"schedule   {count(total_steps, 'step')} of {count(batch_size * accumulate, 'sample')}, {an_epoch}"
     )
     if (note := shape_note(train_data, (config.data.height, config.data.width))) is not None:
         accelerator.print(f"note       {note}")
@@ -161,6 +169,14 @@ def main() -> None:
     def save() -> None:
         progress.interval, progress.bad_in_a_row = interval.state(), int(bad_steps.in_a_row)
         save_checkpoint(accelerator, checkpoints, progress, conditions, config.train.keep_checkpoints)
+
+    def check(checked: FeatDepth) -> None:
+        """At the end of a training: has the model learned anything?"""
+        found = check_model(checked, validation_data, config, accelerator.device)
+        checked.record_check(found)
+        if found is not None:
+            which = "last" if checked is bare else "best"
+            bar.write(f"check      {which} model: {describe(found)}")
 
     def close_epoch(result: dict[str, float]) -> None:
         """Write down a validation: losses and depth scores, pictures, models."""
@@ -175,11 +191,17 @@ def main() -> None:
             if bare.cameras is not None and (warning := bare.cameras.warning((bare.height, bare.width))):
                 bar.write(f"note: {warning}")
             metrics.write(line)
+            if 0 < progress.step >= total_steps:
+                check(bare)
             path = directory / f"images/step_{progress.step:07d}.png"
             draw_panel(bare, validation_data, config, accelerator.device, path)
             bare.save_pretrained(directory / "model_last")
             if is_best:
                 bare.save_pretrained(directory / "model")
+            elif 0 < progress.step >= total_steps and (directory / "model").is_dir():
+                best = FeatDepth.from_pretrained(directory / "model").to(accelerator.device)
+                check(best)
+                best.save_pretrained(directory / "model")
 
         together(accelerator, write, main_only=True)
 
@@ -203,7 +225,9 @@ def main() -> None:
                 prediction = model(batch)
                 losses = losses_of(prediction, batch, config)
                 loss = torch.stack(list(losses.values())).sum(0).mean()
-                accelerator.backward(bad_steps.watch(loss))
+                # Accelerate divides by `accumulate`; the last step of an epoch may have fewer batches.
+                window = window_size(progress.batch, len(train_loader), accumulate)
+                accelerator.backward(bad_steps.watch(loss) * (accumulate / window))
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(trainable, config.optimizer.clip_norm or math.inf)
                     bad = bad_steps.judge(norm)
@@ -236,7 +260,8 @@ def main() -> None:
                 metrics.write(line)
                 accelerator.log({f"train/{key}": value for key, value in {"lr": rate, **values}.items()}, progress.step)
                 if is_main:
-                    time_left = (total_steps - progress.step) * batch_size / values["images_per_second"]
+                    samples_left = (total_steps - progress.step) * batch_size * len(train_loader) / steps_per_epoch
+                    time_left = samples_left / values["images_per_second"]
                     bar.write(f"{log_line(line)}  left {timedelta(seconds=round(time_left))}")
             if progress.step % config.train.max_bad_steps == 0 or progress.step == total_steps:
                 bad_steps.check(accelerator, train_data.samples, directory)

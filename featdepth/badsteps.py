@@ -45,7 +45,8 @@ class BadSteps:
         in_a_row: int = 0,
         scaler: GradScaler | None = None,
     ) -> None:
-        self.limit, self.scaler = limit, scaler
+        # Accelerate has one that does nothing for float16 on CPUs.
+        self.limit, self.scaler = limit, scaler if scaler is not None and scaler.is_enabled() else None
         device = next(model.parameters()).device
         buffers = list(model.buffers())
         self.groups = [[each for each in buffers if each.dtype == dtype] for dtype in {each.dtype for each in buffers}]

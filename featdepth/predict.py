@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from featdepth import verdict
 from featdepth.config import Config, Parser, Train
 from featdepth.data.synthetic import available_cores
 from featdepth.egomotion import check_has_pose
@@ -73,6 +74,7 @@ def main() -> None:
         arguments.frame_rate,
         arguments.refine,
         arguments.camera_height,
+        warn_of(model, arguments),
     )
     scale_source = model.scale_source if arguments.camera_height is None else CAMERA_HEIGHT
     cameras = Cameras(arguments.intrinsics, arguments.field_of_view, model)
@@ -89,6 +91,8 @@ def main() -> None:
         f"precision {precision(accelerator)}\n"
         f"inputs     {describe(sources)}"
     )
+    if settings.warning:
+        accelerator.print(f"WARNING    {settings.warning}")
     check_memory(
         accelerator, sources, Wanted((model.height, model.width), bool(NEEDS_VIEWS & set(settings.save))), arguments
     )
@@ -194,6 +198,14 @@ def load_model(arguments: argparse.Namespace) -> FeatDepth:
     if arguments.refine:
         check_has_pose(model)
     return model
+
+
+def warn_of(model: FeatDepth, arguments: argparse.Namespace) -> str:
+    """What speaks against the model's depth and against the intrinsics that it has learned; empty: nothing known."""
+    doubts = [verdict.warning(model.training_record)]
+    if model.cameras is not None and arguments.intrinsics is None and arguments.field_of_view is None:
+        doubts.append(model.cameras.warning((model.height, model.width)))
+    return "; ".join(filter(None, doubts))
 
 
 def plan_work(

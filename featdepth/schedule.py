@@ -1,4 +1,4 @@
-"""The learning rate as a function of the optimizer step, whatever the number of processes."""
+"""Optimizer steps: the learning rate of each, whatever the number of processes, and the batches that make one."""
 
 from __future__ import annotations
 
@@ -44,3 +44,11 @@ def learning_rate(step: int, epoch: int, lr: float, schedule: Schedule) -> float
     if step < schedule.warmup_steps:
         rate *= schedule.warmup_ratio + (1 - schedule.warmup_ratio) * step / schedule.warmup_steps
     return rate
+
+
+def window_size(batch: int, batches: int, accumulate: int) -> int:
+    """Batches of the optimizer step that `batch` (from 0) belongs to, of an epoch of `batches`.
+
+    `accumulate`, but for the last step of an epoch, which has what is left.
+    """
+    return min(accumulate, batches - batch // accumulate * accumulate)

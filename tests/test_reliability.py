@@ -447,6 +447,12 @@ class TestBadSteps:
             assert torch.equal(before, take_step.weights()) == (factor != 1.0), number
         assert int(guard.in_a_row) == int(guard.longest) == 3 and scaler.get_scale() == 2.0**10
 
+    def test_a_scaler_that_does_nothing(self) -> None:
+        """Accelerate's for float16 on CPUs."""
+        guard, take_step = guarded_step(torch.amp.GradScaler("cpu", enabled=False), limit=5)
+        assert [take_step(factor) for factor in (1.0, torch.nan, 1.0)] == [False, True, False]
+        assert int(guard.longest) == 1
+
     def test_gradients_that_no_scale_mends_are_bad_steps(self) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
         guard, take_step = guarded_step(scaler, limit=5)

@@ -8,7 +8,7 @@ import pytest
 
 from featdepth.circumstances import differences
 from featdepth.config import Schedule
-from featdepth.schedule import fitted, learning_rate, notes
+from featdepth.schedule import fitted, learning_rate, notes, window_size
 
 LR = 1e-4
 SAMPLES, BATCH = 240, 4
@@ -51,6 +51,14 @@ def test_warm_up_longer_than_an_epoch_goes_on_in_optimizer_steps():
     schedule = Schedule(warmup_steps=30, warmup_ratio=0.5, milestones=[1], gamma=0.5)
     rates = [learning_rate(step, step // 10, 1.0, schedule) for step in (9, 10, 29, 30)]
     assert rates == pytest.approx([0.5 + 0.5 * 9 / 30, 0.5 * (0.5 + 0.5 * 10 / 30), 0.5 * (0.5 + 0.5 * 29 / 30), 0.5])
+
+
+@pytest.mark.parametrize(("batches", "accumulate"), [(9, 4), (8, 4), (3, 4), (5, 1), (1, 1)])
+def test_the_batches_of_a_step(batches, accumulate):
+    sizes = [window_size(batch, batches, accumulate) for batch in range(batches)]
+    assert sum(1 / size for size in sizes) == pytest.approx(math.ceil(batches / accumulate))  # each step counts once
+    assert set(sizes[: batches // accumulate * accumulate]) <= {accumulate}
+    assert sizes[-1] == (batches % accumulate or accumulate)
 
 
 def test_a_short_run_has_a_short_warm_up_and_says_so():

@@ -36,6 +36,7 @@ from featdepth.models.storage import (
     write_model_directory,
 )
 from featdepth.scale import GIVEN, STEREO, Scale
+from featdepth.verdict import CHECK
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -242,6 +243,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
 
     def record_training(self, drives: Sequence[str], contaminated: Sequence[str], versions: Sequence[str] = ()) -> None:
         """Note what the weights have seen, beside what those that they started from had seen."""
+        self.training_record.pop(CHECK, None)  # was of the weights that the training starts from
         for name, values in (("drives", drives), ("contaminated", contaminated)):
             self.training_record[name] = sorted({*self.training_record.get(name, []), *values})
         self.training_record["versions"] = list(versions)
@@ -258,6 +260,11 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
     def record_validation(self, scores: dict[str, float]) -> None:
         """Note how good the weights are; what is not finite is left out."""
         self.training_record["validation"] = {name: value for name, value in scores.items() if math.isfinite(value)}
+
+    def record_check(self, check: dict[str, float | int | str] | None) -> None:
+        """Note whether the weights have learned anything: the verdict of `featdepth.learned_check`."""
+        if check is not None:
+            self.training_record[CHECK] = check
 
     def record_kinds(self, kinds: Sequence[str]) -> None:
         """Note kinds of data that the weights have seen, beside those noted before."""

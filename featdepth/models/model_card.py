@@ -9,6 +9,7 @@ from typing import NamedTuple
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from featdepth import verdict
 from featdepth.errors import InputError
 from featdepth.files import read_json
 from featdepth.metrics.protocols import describe_protocol
@@ -103,6 +104,8 @@ def kinds_of_data(record: dict) -> list[str]:
 def warnings(record: dict) -> list[str]:
     """What makes its scores worth less, where something does."""
     found = []
+    if doubt := verdict.warning(record):
+        found.append(f"> **NOTHING LEARNED**: {doubt}.")
     if record.get("contaminated"):
         found.append(
             f"> **CONTAMINATED**: it was trained on drives that it is tested on ({name_list(record['contaminated'])}). "

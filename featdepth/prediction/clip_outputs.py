@@ -194,7 +194,7 @@ class PageFrames:
         notes = page_notes(self.kept[0][1], nearest, scale_source) + notes
         notes += [fused.note] if fused and fused.note else []
         cloud = None if fused is None else PointCloud(fused.points, fused.colours)
-        write_page(path, source.name, frames, scale_source, cloud, poses, notes, self.total)
+        write_page(path, source.name, frames, scale_source, cloud, poses, notes, self.total, settings.warning)
 
 
 def reduced(saved: Saved) -> Saved:

@@ -57,6 +57,7 @@ class Settings(NamedTuple):
     frame_rate: float = 10.0  # frames a second of folders, which know no times
     refine: int = 0  # steps by which the networks adapt to each frame of a clip
     camera_height: float | None = None  # metres above the ground that depth is scaled by; None: the model's own scale
+    warning: str = ""  # of the model, for pages
 
     @property
     def dependent_kinds(self) -> set[str]:
@@ -215,7 +216,9 @@ def save_frame(
     if "page" in paths:
         nearest = settings.nearest or nearest_depth(depth)
         shown_frame, notes = page_frame(saved, nearest, settings), page_notes(saved, nearest, scale.source)
-        write_page(paths["page"], Path(frame.path).name, [shown_frame], scale.source, notes=notes)
+        write_page(
+            paths["page"], Path(frame.path).name, [shown_frame], scale.source, notes=notes, warning=settings.warning
+        )
     return saved
 
 
