@@ -230,6 +230,7 @@ def report_scores(
         config, known = subject.config, scores.known
         skipped = len(subject.loader.dataset) - len(scores.results.samples)
         result = summarise(known, config) | {"skipped_images": skipped} | scores.about
+        result["without_truth"] = len(scores.results.samples) - len(known.samples)
         against = None if other is None else compare_subjects(known, other, other_scores, config)
         card = describe("depth", subject, known, skipped, scores.about["scale_source"])
         card |= describe_scores(known, config)
@@ -239,6 +240,12 @@ def report_scores(
         write_results(out, result, image_rows(scores.results, config))
         write_card(out, card, pictures)
         print(format_table(result))
+        if result["without_truth"]:
+            images = "image" if len(scores.results.samples) == 1 else "images"
+            print(
+                f"{result['without_truth']} of {len(scores.results.samples)} {images} had no valid ground truth inside "
+                "the crop and below the cap, and do not count"
+            )
         if against is not None:
             print(format_comparison(against))
         if refinement is not None:

@@ -235,6 +235,13 @@ def flatten(values: Any, source: str) -> dict[str, Any]:
     return flat
 
 
+# Lists of a fixed length, as they are written.
+FIXED_LISTS = {
+    "data.crop": "four parts, as in [0.25, 0.0, 0.0, 0.0]: top, bottom, left, right",
+    "model.pose_size": "two sides, as in [192, 640]: height, width",
+}
+
+
 def typed(name: str, value: Any, source: str) -> Any:
     """`value` as the type that the key `name` ("section.key") declares; raises InputError when it cannot be that."""
     if name not in TYPES:
@@ -244,7 +251,8 @@ def typed(name: str, value: Any, source: str) -> Any:
     try:
         value = convert(value, TYPES[name])
     except ValueError as error:
-        message = f"{source}: {name} is {shown(value)}, expected {describe(TYPES[name])}{error}"
+        advice = f"; write {FIXED_LISTS[name]}" if name in FIXED_LISTS and not isinstance(value, list) else error
+        message = f"{source}: {name} is {shown(value)}, expected {describe(TYPES[name])}{advice}"
         raise InputError(message) from None
     if name not in PATHS or not isinstance(value, str | list):
         return value

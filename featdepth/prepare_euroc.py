@@ -30,7 +30,7 @@ from PIL import Image
 
 from featdepth.config import Parser
 from featdepth.data.euroc_files import Sensor, read_camera, read_truth
-from featdepth.data.images import decoded
+from featdepth.data.images import read_photo
 from featdepth.data.trajectory import interpolate_poses
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_json, write_text
@@ -140,8 +140,8 @@ def write_images(
     pixels = undistortion_map(camera.lens, pair.intrinsics, pair.size, camera_from_rectified)
     folder.mkdir(parents=True)
     for frame, time in watched(frames.items(), folder.name, "images", len(frames)):
-        with decoded(camera.images[time], ("PNG",), camera.lens.size) as image:
-            grey = np.array(image.convert("L"))
+        photo = read_photo(camera.images[time], camera.lens.size)
+        grey = np.array(Image.fromarray(photo.pixels).convert("L"))
         Image.fromarray(remap(grey, pixels)).save(folder / f"{frame:06}.png", compress_level=4)
 
 

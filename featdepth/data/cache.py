@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
+from featdepth.data.dataset import SKIPPING_ADVICE
 from featdepth.data.frame_cache import FrameCache
 from featdepth.data.shards import (
     Source,
@@ -101,9 +102,9 @@ class Frames(Dataset):
                 return THERE
             self.cache.load(path, size)
             return NO_ROOM if self.cache.closed else ADDED
-        except InputError:
+        except InputError as error:
             if not self.skip_bad_frames:
-                raise
+                raise InputError(f"{error}{SKIPPING_ADVICE}") from error
             return UNREADABLE
 
 

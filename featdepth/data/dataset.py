@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STEREO = "s"
 UNNUMBERED = -1  # the camera of a sample whose intrinsics no model has learned
+SKIPPING_ADVICE = ", or set data.skip_bad_frames=true"  # in errors of single frames
 MOST_REPLACEMENTS = 10  # bad samples in a row: beyond that the data set is broken, not a frame
 FIXED_INTRINSICS = [[0.58, 0.0, 0.5], [0.0, 1.92, 0.5], [0.0, 0.0, 1.0]]  # of the published code, in widths and heights
 
@@ -143,6 +144,10 @@ class FrameDataset(Dataset, ABC):
         """The data sets that this one is made of (see `featdepth.data.mix`): itself alone."""
         return [self]
 
+    def name_hint(self, sample: Sample) -> str:
+        """What to do about a listed frame that is not there."""
+        return "add it or remove the line"
+
     def recordings(self) -> list[str]:
         """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
         return self.drives
@@ -183,7 +188,7 @@ class FrameDataset(Dataset, ABC):
             if self.image_path(sample, 0) is None:
                 raise InputError(
                     f"{path}:{number}: {sample} names a frame that is not below {config.data.root}; "
-                    "download it or remove the line"
+                    f"{self.name_hint(sample)}"
                 )
             samples.append(sample)
         return samples
@@ -316,7 +321,10 @@ class FrameDataset(Dataset, ABC):
     def load_readable(self, index: int) -> tuple[dict[str, Tensor], int]:
         """The sample at `index`, or the next readable one if bad frames are skipped, and how many steps away it is."""
         if not self.config.skip_bad_frames:
-            return self.load(self.samples[index]), 0
+            try:
+                return self.load(self.samples[index]), 0
+            except InputError as error:
+                raise InputError(f"{error}{SKIPPING_ADVICE}") from error
         for steps in range(min(MOST_REPLACEMENTS + 1, len(self))):
             try:
                 return self.load(self.samples[(index + steps) % len(self)]), steps
@@ -345,13 +353,13 @@ class FrameDataset(Dataset, ABC):
         return item
 
     def load_frame(self, path: str, camera: Hashable) -> Tensor:
-        """The image at `path` of a camera, uint8 `[3, H, W]`."""
+        """The image at `path` of a camera, uint8 `[3, H, W]`. InputError for one that is unreadable, or one colour."""
         size = self.native_sizes[camera]
         if self.cache is not None:
             return self.cache.load(path, size)
         # In training's order neighbours are far apart; else consecutive samples have most frames in common.
         load = load_image if self.is_training else load_recent_image
-        return load(path, self.size, size, self.windows[camera])
+        return load(path, self.size, size, self.windows[camera], True)
 
     def image_files(self) -> dict[str, tuple[int, int]]:
         """All images that the samples need, with the size (height, width) that each must have."""

@@ -95,12 +95,12 @@ class FrameCache:
     def load(self, path: str | Path, expected_size: tuple[int, int]) -> Tensor:
         """`load_image` of the frame's size and crop: uint8 `[3, H, W]`, from the cache, or decoded and added to it.
 
-        Raises InputError as `load_image` does, and where the cache cannot be read or written.
+        Raises InputError as `load_image` does, also for one colour all over, and where the cache is unusable.
         """
         source = identify(path, expected_size)
         frame = self.find(source)
         if frame is None:
-            frame = load_image(path, self.size, expected_size, crop_window(expected_size, self.crop))
+            frame = load_image(path, self.size, expected_size, crop_window(expected_size, self.crop), True)
             self.add(source, frame)
         return frame
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
-from featdepth.data.dataset import FrameDataset
+from featdepth.data.dataset import SKIPPING_ADVICE, FrameDataset
 from featdepth.data.mix import mixed_configs
 from featdepth.data.selection import MotionRecord, Pair, pairs_of, smallest_distance, smallest_motion
 from featdepth.errors import InputError, run_program
@@ -105,9 +105,9 @@ class PairRuns(Dataset):
         """The corners of a frame; None where it cannot be read and `data.skip_bad_frames` allows that."""
         try:
             frame = self.dataset.load_frame(path, camera)
-        except InputError:
+        except InputError as error:
             if not self.dataset.config.skip_bad_frames:
-                raise
+                raise InputError(f"{error}{SKIPPING_ADVICE}") from error
             return None
         height, width = (max(16, round(side / self.scale())) for side in self.dataset.size)
         grey = frame.float().mean(0)[None, None]

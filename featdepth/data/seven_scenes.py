@@ -21,7 +21,7 @@ import numpy as np
 
 from featdepth.data.dataset import Camera
 from featdepth.data.images import image_size, load_depth_image
-from featdepth.data.listing import file_names, list_frames, read_matrix
+from featdepth.data.listing import SUFFIXES, file_names, list_frames, read_matrix
 from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.errors import InputError
@@ -31,7 +31,8 @@ from featdepth.intrinsics_files import read_pinhole
 if TYPE_CHECKING:
     from featdepth.config import Config
 
-IMAGE_NAME = re.compile(r"frame-([0-9]{6})\.color\.(?:png|jpe?g)")
+IMAGE_NAME = re.compile(rf"frame-([0-9]{{6}})\.color\.(?:{SUFFIXES})", re.IGNORECASE)
+IMAGE_FORM = "as in frame-000005.color.png"
 DEPTH_NAME = re.compile(r"frame-([0-9]{6})\.depth\.png")
 POSE_NAME = re.compile(r"frame-([0-9]{6})\.pose\.txt")
 INTRINSICS_NAME = "camera-intrinsics.txt"
@@ -74,7 +75,7 @@ class SevenScenes(SequenceDataset):
 
     def read_recording(self, drive: str) -> Recording:
         folder = self.folders[drive]
-        images = list_frames(folder, IMAGE_NAME)
+        images = list_frames(folder, IMAGE_NAME, IMAGE_FORM)
         if not images:
             return Recording({}, {})
         size = image_size(next(iter(images.values())))

@@ -3,7 +3,7 @@
 <root>/<clip>/XXXXXX.jpg|png   prepared frames
 <root>/<clip>/clip.json        camera, size, intrinsics or null, seconds and, where speeds are known, metres travelled
 
-<root>/<drive>/*.png|jpg       images in natural order, without preparation
+<root>/<drive>/*.png|jpg|...   images of any format that is read, in natural order, without preparation
 intrinsics.txt                 of them, in the drive or in the root (optional)
 
 Frames are numbered from 0 in their order.
@@ -18,8 +18,9 @@ import numpy as np
 
 from featdepth.clips import CLIP, SUMMARY, read_record
 from featdepth.data.dataset import Camera
+from featdepth.data.frame_folders import list_sequence
 from featdepth.data.images import image_size
-from featdepth.data.listing import file_names, list_images
+from featdepth.data.listing import file_names, list_images, other_photos
 from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.errors import InputError
@@ -37,16 +38,17 @@ class Video(SequenceDataset):
     def find_drives(self, root: Path) -> list[str]:
         if (root / SUMMARY).is_file() and not read_record(root / SUMMARY).get("complete"):
             raise InputError(f"{root}: its preparation is not finished; run python -m featdepth.prepare_video again")
-        drives = [name for name in file_names(root) if list_images(root / name)]
+        drives = [name for name in file_names(root) if list_images(root / name) or other_photos(root / name)]
         if not drives:
             raise InputError(
-                f"{root}: no folder with png or jpg images here; make one by python -m featdepth.prepare_video, "
+                f"{root}: no folder with png or jpg images, or others that are read, here; make one "
+                "by python -m featdepth.prepare_video, "
                 "or expected images in folders below, as <drive>/0001.jpg"
             )
         return drives
 
     def read_recording(self, drive: str) -> Recording:
-        images = list_images(self.root / drive)
+        images = list_sequence(self.root / drive)
         size = image_size(images[0])
         return Recording({"l": dict(enumerate(images))}, {"l": Camera(size, self.find_intrinsics(drive, size))})
 
