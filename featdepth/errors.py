@@ -104,7 +104,8 @@ def leave(code: int) -> None:
 
 
 def explain_loss(error: RuntimeError) -> str | None:
-    """What happened, where a loader process or another process of the run is gone; None for any other error."""
+    """What happened where memory or a process of the run is gone; None for any other error."""
+    import torch
     from torch import distributed
 
     worker = LOST_WORKER.search(str(error))
@@ -122,6 +123,11 @@ def explain_loss(error: RuntimeError) -> str | None:
     if "shared memory object" in str(error):
         return (
             f"loader processes have no shared memory ({one_line(error)[:160]}); mount /dev/shm, or set data.workers=0"
+        )
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            "there is not enough memory for a batch; lower train.batch_size (train.accumulate keeps the size of a "
+            "step) or set train.gradient_checkpointing=true, and continue with --resume; predict has --batch-size"
         )
     connected = distributed.is_available() and distributed.is_initialized()
     if connected and (isinstance(error, distributed.DistError) or LOST_PROCESS.search(str(error))):

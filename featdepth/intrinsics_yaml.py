@@ -18,6 +18,7 @@ from featdepth.config_values import parse_yaml, shown
 from featdepth.errors import InputError
 from featdepth.intrinsics_values import checked_size, make_lens, matrix, parse_numbers
 from featdepth.lenses import Lens
+from featdepth.wording import count
 
 # What OpenCV's files have in place of YAML's own version line, tags that say what the keys below them say anyway, and
 # the end of a message that ROS prints.
@@ -98,7 +99,7 @@ def intrinsics_of(where: str, values: Values) -> np.ndarray:
         name = "camera_matrix" if key == "cameramatrix" else key
         found = numbers_in(f"{where}: {name}" if key == "cameramatrix" else where, values, key)
         if len(found) != 9:
-            raise InputError(f"{where}: {name} has {len(found)} numbers instead of 9")
+            raise InputError(f"{where}: {name} has {count(len(found), 'number')} instead of 9")
         return np.array(found).reshape(3, 3)
     for name in FOCALS:
         if name in values:

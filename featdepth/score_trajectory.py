@@ -23,6 +23,7 @@ from featdepth.odometry_report import draw, format_scores
 from featdepth.plots import MISSING, has_matplotlib
 from featdepth.rotations import quaternions_from_rotations
 from featdepth.trajectory_files import Trajectory, read_trajectory
+from featdepth.wording import count as counted
 
 REACH = 0.02  # seconds
 
@@ -85,8 +86,8 @@ def associate(truth_path: str, estimate_path: str, reach: float) -> tuple[np.nda
         return by_frame(truth, estimate, truth_path, estimate_path)
     if len(truth.poses) != count:
         raise InputError(
-            f"{truth_path} has {len(truth.poses)} poses and {estimate_path} {count}; without times in both (TUM's "
-            "format) they are compared line by line, and must be of the same frames"
+            f"{truth_path} has {counted(len(truth.poses), 'pose')} and {estimate_path} {count}; without times in both "
+            "(TUM's format) they are compared line by line, and must be of the same frames"
         )
     if count < 2:
         raise InputError(f"{estimate_path}: has a single pose; a trajectory has two or more")
@@ -101,8 +102,8 @@ def by_frame(
     _, of_true, of_own = np.intersect1d(true, own, return_indices=True)
     if len(of_own) < 2:
         raise InputError(
-            f"{truth_path} and {estimate_path} have {len(of_own)} frames of the same number in common; at least 2 are "
-            "needed; compare where their numbers begin"
+            f"{truth_path} and {estimate_path} have {counted(len(of_own), 'frame')} of the same number in common; at least "
+            "2 are needed; compare where their numbers begin"
         )
     return truth.poses[of_true], estimate.poses[of_own], len(own)
 

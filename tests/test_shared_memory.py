@@ -127,3 +127,14 @@ def test_a_loader_process_that_ran_out_of_it_is_explained() -> None:
     missing = "unable to open shared memory object </torch_1_2> in read-write mode: No such file or directory (2)"
     assert "data.workers=0" in explain_loss(RuntimeError(missing))
     assert torch.multiprocessing.get_sharing_strategy() in ("file_descriptor", "file_system")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: ..."),
+    ],
+)
+def test_too_little_memory_for_a_batch_is_explained(error: RuntimeError) -> None:
+    assert "train.batch_size" in explain_loss(error) and "train.gradient_checkpointing" in explain_loss(error)

@@ -10,6 +10,7 @@ from pathlib import Path
 from featdepth.data.images import LOOKED_AT, decoded, formats_of, is_deep
 from featdepth.data.listing import CONVERT, NO_IMAGE, list_images, other_photos
 from featdepth.errors import InputError
+from featdepth.wording import count
 
 MOST_NAMINGS = 64  # ways of naming files in a folder that are looked at
 
@@ -22,15 +23,15 @@ def list_sequence(folder: Path) -> list[str]:
     """
     images, others = list_images(folder), other_photos(folder)
     if others:
-        count = "" if len(others) == 1 else f" (one of {len(others)})"
-        raise InputError(f"{folder / others[0]}{count}: {CONVERT}, or leave it out")
+        more = "" if len(others) == 1 else f" (one of {len(others)})"
+        raise InputError(f"{folder / others[0]}{more}: {CONVERT}, or leave it out")
     if not images:
         raise InputError(f"{folder}: {NO_IMAGE}; name the folder that holds the frames")
     if twice := frames_in_two_formats(images):
         names = " and ".join(Path(file).name for file in twice[0])
         raise InputError(
-            f"{folder}: {names} are the same frame twice, as {len(twice)} of its frames are; keep one format in the "
-            "folder"
+            f"{folder}: {names} are the same frame twice ({count(len(twice), 'such pair')} here); keep one format "
+            "in the folder"
         )
     if depth := depth_among_pictures(images):
         raise InputError(

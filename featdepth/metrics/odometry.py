@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featdepth.rotations import is_rotation, rotation_angles
+from featdepth.wording import count
 
 ALIGNMENTS = ("none", "scale", "6dof", "7dof")
 SNIPPET = 5  # frames of the short-range ATE
@@ -228,7 +229,7 @@ def check_pair(truth: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np.
     truth, estimate = (check_poses(poses, name) for poses, name in ((truth, "the truth"), (estimate, "the estimate")))
     if len(truth) != len(estimate):
         raise ValueError(
-            f"the truth has {len(truth)} poses, the estimate {len(estimate)}; they must be of the same frames"
+            f"the truth has {count(len(truth), 'pose')}, the estimate {len(estimate)}; they must be of the same frames"
         )
     return truth, estimate
 
