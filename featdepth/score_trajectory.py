@@ -102,8 +102,8 @@ def by_frame(
     _, of_true, of_own = np.intersect1d(true, own, return_indices=True)
     if len(of_own) < 2:
         raise InputError(
-            f"{truth_path} and {estimate_path} have {counted(len(of_own), 'frame')} of the same number in common; at least "
-            "2 are needed; compare where their numbers begin"
+            f"{truth_path} and {estimate_path} have {counted(len(of_own), 'frame')} of the same number in common; at "
+            "least 2 are needed; compare where their numbers begin"
         )
     return truth.poses[of_true], estimate.poses[of_own], len(own)
 
