@@ -111,7 +111,7 @@ class TestDataFolder:
         drive, _ = first_line(street_copy, "train")
         path.write_text(path.read_text() + f"{drive} 77 l\n")
         line = train_here(street_copy.parent / "tiny.yaml", run_directory).error_line()
-        assert f"{path}:21: {drive} 77 l" in line and "remove the line" in line
+        assert f"{path}:21: {drive} 77 l" in line and "remove the line" in line and "by ten digits" in line
         assert not run_directory.exists()
 
     def test_empty_folder(self, config_file: Path, tmp_path: Path, run_directory: Path) -> None:

@@ -134,6 +134,14 @@ def test_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
         ("data.height", "'data.height' is not of the form section.key=value"),
         ("data.height=tall", "data.height is tall, expected a whole number"),
         ("data.frames=[0,", "data.frames: line 1: not valid YAML"),
+        (
+            "data.crop=0.25",
+            "data.crop is 0.25, expected a list, each a number; write four parts, as in [0.25, 0.0, 0.0, 0.0]",
+        ),
+        (
+            "model.pose_size=192",
+            "model.pose_size is 192, expected a list, each a whole number or null; write two sides, as in [192, 640]",
+        ),
         ("data.height=100", "data.height has 100 pixels, it must be a multiple of 32: 96 or 128"),
     ],
 )

@@ -143,6 +143,17 @@ class TestScores:
         assert "no per-pixel median" in result.out and "ground truth" in result.out
         assert "per-pixel median, median-scaled" not in result.out
 
+    def test_images_without_valid_truth_are_counted(
+        self, finished_run: Path, street_copy: Path, tmp_path: Path
+    ) -> None:
+        drive, frame, _ = (street_copy / "splits" / "test_files.txt").read_text().split("\n")[0].split()
+        scan = street_copy / drive / "velodyne_points" / "data" / f"{int(frame):010}.bin"
+        scan.write_bytes(np.array([-10, 0, 0, 0], np.float32).tobytes())  # behind the camera
+        result = succeeded(evaluate_here(tmp_path / "tiny.yaml", finished_run / "model", tmp_path / "out"))
+        assert "1 of 3 images had no valid ground truth" in result.out
+        scores = read_scores(tmp_path / "out")
+        assert scores["without_truth"] == 1 and scores["images"] == 2
+
     def test_model_without_scale(self, config_file: Path, tmp_path: Path) -> None:
         config = load_config(config_file, ["data.frames=[0, -1, 1]", "model.metres_per_unit=null"])
         FeatDepth(config.model, config.data.frames, 64, 96).save_pretrained(tmp_path / "model")

@@ -72,6 +72,8 @@ def test_every_form_of_an_image_gives_the_same_depth_in_its_own_form(model):
         depth = model.predict_depth(given)
         assert isinstance(depth, np.ndarray) and depth.dtype == np.float32
         np.testing.assert_allclose(depth, expected[0, 0].numpy(), rtol=1e-4)
+    hidden = Image.fromarray(np.dstack([image, np.zeros_like(image[..., 0])]))
+    assert np.array_equal(model.predict_depth(hidden), model.predict_depth(np.full_like(image, 255)))
     grey = Image.fromarray(image).convert("L")
     assert np.array_equal(model.predict_depth(grey), model.predict_depth(np.array(grey.convert("RGB"))))
 

@@ -56,6 +56,7 @@ class FrameDataset(Dataset, ABC):
     """
 
     naming: ClassVar[Naming] = FOLDERS  # of drives in lists
+    image_form: ClassVar[str] = ""  # how images are called, in words
     calibration_name: ClassVar[str] = "the data's calibration"  # where intrinsics come from, for people
 
     def __init__(
@@ -144,10 +145,6 @@ class FrameDataset(Dataset, ABC):
         """The data sets that this one is made of (see `featdepth.data.mix`): itself alone."""
         return [self]
 
-    def name_hint(self, sample: Sample) -> str:
-        """What to do about a listed frame that is not there."""
-        return "add it or remove the line"
-
     def recordings(self) -> list[str]:
         """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
         return self.drives
@@ -186,9 +183,10 @@ class FrameDataset(Dataset, ABC):
         samples = []
         for number, sample in read_list(path, self.naming):
             if self.image_path(sample, 0) is None:
+                called = f", called {self.image_form}," if self.image_form else ""
                 raise InputError(
                     f"{path}:{number}: {sample} names a frame that is not below {config.data.root}; "
-                    f"{self.name_hint(sample)}"
+                    f"add it{called} or remove the line"
                 )
             samples.append(sample)
         return samples

@@ -19,7 +19,7 @@ from featdepth.data.dataset import STEREO, Camera, FrameDataset
 from featdepth.data.ground_truth import cached_lidar_depth, writable_cache_folder
 from featdepth.data.images import load_depth_image
 from featdepth.data.kitti_eigen import eigen_split, eigen_test_samples
-from featdepth.data.kitti_files import KittiFiles
+from featdepth.data.kitti_files import IMAGE_FORM, KittiFiles
 from featdepth.data.oxts import distance_between, read_speed, read_times, steps_between
 from featdepth.data.oxts_poses import camera_poses
 from featdepth.data.splits import KITTI_DRIVES, Sample, held_out_drives
@@ -37,6 +37,7 @@ class KittiRaw(FrameDataset):
     calibration_name = "calib_cam_to_cam.txt"
 
     naming = KITTI_DRIVES
+    image_form = IMAGE_FORM
 
     def open_root(self, config: Config) -> None:
         self.improved = config.evaluate.protocol == "eigen_improved"

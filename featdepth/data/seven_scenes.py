@@ -47,6 +47,8 @@ LARGEST_SPLIT = 1 << 16  # bytes
 class SevenScenes(SequenceDataset):
     """Official: of each scene's training sequences the last validates, where there are several."""
 
+    image_form = IMAGE_FORM
+
     @classmethod
     def built_in_drives(cls, config: Config, part: str) -> Collection[str]:
         if config.data.split != "official":

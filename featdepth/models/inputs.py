@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featdepth.data.images import on_white
+
 EXPECTED = (
     "expected RGB as a tensor [N, 3, H, W] or [3, H, W], an array [H, W, 3] or a PIL image, uint8 or floats in [0, 1]"
 )
 ROUNDING = 1e-3  # by which resized floats may lie outside [0, 1]
-# Modes of PIL images that lose nothing but transparency on their way to RGB; 16 and 32 bits would be cut to 8.
+# Modes of PIL images that lose nothing on their way to RGB; 16 and 32 bits would be cut to 8.
 PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
@@ -24,7 +26,7 @@ def as_images(given: Tensor | np.ndarray | Image.Image, device: torch.device, dt
     if isinstance(given, Image.Image):
         if given.mode not in PIL_MODES:
             raise ValueError(f"a PIL image of mode {given.mode}: {EXPECTED}; convert it to RGB first")
-        given = np.array(given.convert("RGB"))
+        given = np.array(on_white(given))
     if isinstance(given, np.ndarray):
         if given.ndim != 3 or given.shape[2] != 3:
             raise ValueError(f"an array {list(given.shape)}: {EXPECTED}")
