@@ -205,7 +205,7 @@ class TestSeveralProcesses:
         ]
         # Warm-up and milestones count optimizer steps, whatever the number of processes.
         assert [line["lr"] for line in lines if line["split"] == "train"] == pytest.approx(
-            [1e-4 * (0.3333 + 0.6667 * 2 / 4), 0.5e-4]
+            [1e-4 * (0.3333 + 0.6667 * 2 / 3), 0.5e-4]
         )
         assert [line["samples"] for line in lines if line["split"] == "validation"] == [5, 5]
 
