@@ -4,9 +4,9 @@ Pictures come upright, as EXIF's orientation says, in 8-bit RGB, and transparent
 pictures it is the first.
 
 Grey levels that are stored in 16 or 32 bits, or as floats, are scaled so that what is white for the camera becomes 255.
-Files rarely say how many bits the camera has, so that the folder tells it: white is the smallest of 255 (8 bits), 4095
-(12 bits) and 65535 (16 bits), with floats also of 1, that no level exceeds in up to 16 deep images of the same ending
-spread over the folder. All frames of a folder are thus scaled alike, dark ones too.
+Files rarely say how many bits the camera has, so that the folder tells it: white is the smallest of 255 (8 bits), 1023
+(10 bits), 4095, 16383 and 65535, with floats also of 1, that no level exceeds in up to 16 deep images of the same
+ending spread over the folder. All frames of a folder are thus scaled alike, dark ones too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LARGEST_IMAGE = 100_000_000  # pixels; a header that claims more is refused befo
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # EXIF tag
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
-WHITES = (255, 4095, 65535)  # the brightest levels of 8, 12 and 16 bits
+WHITES = (255, 1023, 4095, 16383, 65535)  # the brightest levels of 8, 10, 12, 14 and 16 bits
 LOOKED_AT = 16  # deep images of a folder, for the bits that they use
 HEAD = 64  # bytes that tell a photo of a phone, whatever it is called
 HEIF = re.compile(rb".{4}ftyp(?!.*avif)(?:heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
@@ -159,7 +159,7 @@ def read_photo(path: str | Path, expected_size: tuple[int, int] | None = None) -
         coloured_deep = image.mode in ("RGB", "RGBA") and has_16_bits(image)
         orientation = orientation_of(image)
         upright = image if orientation == 1 else ImageOps.exif_transpose(image)
-        pixels = np.array(upright if upright.mode == "RGB" else as_rgb(upright, path))
+        pixels = np.array(as_rgb(upright, path))
     if expected_size is not None:
         check_size(path, pixels.shape[:2], expected_size)
     if coloured_deep and pixels.max() <= NEARLY_BLACK:
@@ -195,6 +195,8 @@ def is_deep(image: Image.Image) -> bool:
 
 def as_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     """An image of any mode, from the file at `path`, in 8-bit RGB. InputError for levels that are no brightness."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if not is_deep(image):
         return on_white(image)
     levels = np.array(image, dtype=np.float64)

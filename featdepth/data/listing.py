@@ -10,6 +10,7 @@ import numpy as np
 
 from featdepth.errors import InputError
 from featdepth.files import read_text
+from featdepth.wording import count
 
 # Formats that are read, by Pillow's names, and the endings of their files. What Pillow reads beyond them draws pages,
 # runs other programs, or shows no photos.
@@ -101,7 +102,7 @@ def read_numbers(path: str | Path, columns: int, what: str) -> np.ndarray:
         except ValueError:
             values = []
         if len(values) != columns or not np.isfinite(values).all():
-            raise InputError(f"{path}:{number}: {line.strip()[:60]!r} should be {columns} numbers of {what}")
+            raise InputError(f"{path}:{number}: {line.strip()[:60]!r} should be {count(columns, 'number')} of {what}")
         rows.append(values)
     return np.array(rows, dtype=np.float64).reshape(-1, columns)
 
