@@ -283,6 +283,9 @@ def test_the_doctor_names_frames_that_show_nothing(tmp_path: Path) -> None:
     data = [f"data.root={tmp_path}", "data.split=time", "data.height=64", "data.width=96", "data.field_of_view=60"]
     result = call_program(doctor.main, "--config", "configs/video.yaml", *data, "--out", tmp_path / "report")
     assert result.code != 0 and "nothing is seen" in result.out + result.err
+    lines = {line.split()[1]: line for line in result.out.splitlines() if line.startswith(("PROBLEM", "SKIPPED"))}
+    assert lines["texture"].startswith("PROBLEM") and "without texture" in lines["motion"]
+    assert "of one colour all over" in lines["files"]
 
 
 def test_the_cache_counts_frames_that_show_nothing(tmp_path: Path) -> None:

@@ -481,3 +481,8 @@ def test_images_come_in_natural_order(tmp_path: Path) -> None:
 def test_it_runs_as_a_program(tmp_path: Path) -> None:
     done = run_program_process(["-m", "featdepth.prepare_video", tmp_path / "nothing", "--out", tmp_path / "out"])
     assert "no such video file or folder" in done.error_line()
+
+
+def test_a_photo_without_an_ending_is_no_film(tmp_path: Path) -> None:
+    Image.fromarray(street(0, 1)[0]).save(tmp_path / "frame", format="png")
+    assert "a single photo, no video" in prepare(tmp_path / "frame", "--out", tmp_path / "out").error_line()

@@ -29,7 +29,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from featdepth.data.listing import CONVERT, DRAWING, FORMATS, OTHER_PHOTO, list_images
+from featdepth.data.listing import CONVERT, DRAWING, FORMATS, IMAGE, OTHER_PHOTO, VIDEO_SUFFIXES, list_images
 from featdepth.errors import InputError
 from featdepth.files import read_bytes
 
@@ -51,6 +51,10 @@ STEP = 32  # pixels from one that is looked at for texture to the next
 
 
 Window = tuple[int, int, int, int]  # first and last row, first and last column, each last one not included
+
+
+class NothingSeen(InputError):
+    """A frame is of one colour all over."""
 
 
 class Photo(NamedTuple):
@@ -82,8 +86,8 @@ def load_image(
     """The image at `path` as uint8 RGB `[3, H, W]`, resized to `size` (H, W) with antialiasing.
 
     expected_size: height and width that the upright picture must have; window: the part of it that is shown;
-    needs_texture: refuse one colour all over, from which nothing can be learned. Raises InputError, naming the file,
-    for an image that cannot be read, claims more than 100 million pixels or has another size.
+    needs_texture: raise NothingSeen for one colour all over, from which nothing can be learned. Raises InputError,
+    naming the file, for one that cannot be read, claims more than 100 million pixels or has another size.
     """
     pixels = read_photo(path, expected_size).pixels
     if window is not None:
@@ -91,7 +95,8 @@ def load_image(
         pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
     if needs_texture and not has_texture(pixels):
         colour = ", ".join(map(str, pixels[0, 0]))
-        raise InputError(f"{path}: nothing is seen in the frame, it is of one colour ({colour}) all over; leave it out")
+        reason = f"nothing is seen in the frame, it is of one colour ({colour}) all over"
+        raise NothingSeen(f"{path}: {reason}; leave it out")
     # A triangle as wide as the reduction: free of aliasing, no overshoot. With the channels innermost, as they come,
     # torch takes a quarter of Pillow's time for it, and a tenth of what Lanczos takes there.
     channels_last = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -283,6 +288,13 @@ def is_other_picture(path: str | Path, head: bytes) -> bool:
     """Whether a file that begins with `head` is a photo or picture in a format that is not read."""
     name = Path(path).name
     return bool(OTHER_PHOTO.fullmatch(name) or DRAWING.fullmatch(name) or HEIF.match(head))
+
+
+def is_image(path: Path) -> bool:
+    """By its name, or where that tells nothing by its content; any other file is taken for a video."""
+    if IMAGE.fullmatch(path.name) is not None:
+        return True
+    return path.suffix.lower() not in VIDEO_SUFFIXES and is_picture(path)
 
 
 def is_picture(path: str | Path) -> bool:

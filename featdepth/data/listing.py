@@ -40,6 +40,7 @@ OTHER_PHOTO = re.compile(
     re.IGNORECASE,
 )
 DRAWING = re.compile(r"[^.].*\.(?:dds|psd|psb|xcf|svgz?|eps|ps|ai|pdf|ico|icns|wmf|emf)", re.IGNORECASE)
+VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
 CONVERT = "a photo or picture in a format that is not read; convert it to png or jpg"
 NO_IMAGE = "no png or jpg image, nor one in another format that is read, in this folder"
 LARGEST_TABLE = 64 << 20  # bytes; an hour of poses at 30 a second has 20 MB
