@@ -27,7 +27,6 @@ from featdepth.data.listing import SUFFIXES, list_frames, read_numbers
 from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import SEQUENCES, Sample
 from featdepth.errors import InputError
-from featdepth.trajectory_files import read_trajectory
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -99,6 +98,9 @@ class KittiOdometry(SequenceDataset):
         path = self.root / "poses" / f"{drive}.txt"
         if not path.is_file():
             return {}
+        # That module is above this package, and needs it itself.
+        from featdepth.trajectory_files import read_trajectory
+
         trajectory = read_trajectory(path)
         if trajectory.times is not None:
             raise InputError(f"{path}: the poses have times; write them in KITTI's format, 12 numbers a line")
