@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from featdepth.errors import InputError, end_at_interrupt, run_program
 
+# Before the imports that take seconds.
 if __name__ == "__main__":
     end_at_interrupt()
 

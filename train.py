@@ -6,10 +6,9 @@ accelerate launch train.py --config configs/kitti.yaml
 
 from __future__ import annotations
 
-from featdepth.data.baselines import check_baselines
-from featdepth.data.intrinsics_source import describe_intrinsics
 from featdepth.errors import InputError, end_at_interrupt, run_program
 
+# Before the imports that take seconds.
 if __name__ == "__main__":
     end_at_interrupt()
 
@@ -29,6 +28,8 @@ from featdepth.checkpoint import Progress, resume, save_checkpoint
 from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
+from featdepth.data.baselines import check_baselines
+from featdepth.data.intrinsics_source import describe_intrinsics
 from featdepth.data.shape import shape_note
 from featdepth.learned_check import check_model
 from featdepth.models import FeatDepth, build_model

@@ -118,7 +118,7 @@ class TestDataFolder:
         (tmp_path / "empty").mkdir()
         options = [f"data.root={tmp_path / 'empty'}"]
         line = train_here(config_file, run_directory, *options).error_line()
-        assert str(tmp_path / "empty") in line and "download" in line
+        assert str(tmp_path / "empty") in line and "add it" in line
         line = train_here(config_file, run_directory, *options, "data.split=eigen").error_line()
         assert str(tmp_path / "empty") in line and "no KITTI raw drives" in line and "expected" in line
         assert not run_directory.exists()

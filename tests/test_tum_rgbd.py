@@ -127,7 +127,9 @@ class TestIntrinsics:
     def test_published(self, camera: str, tmp_path: Path) -> None:
         folder = tmp_path / "raw" / f"rgbd_dataset_{camera}_desk"
         for frame in range(3):
-            write_image(folder / name_of("rgb", frame), np.zeros((480, 640, 3), np.uint8))
+            write_image(
+                folder / name_of("rgb", frame), np.random.default_rng(frame).integers(0, 256, (480, 640, 3), np.uint8)
+            )
         write_list(folder / "rgb.txt", [f"{START + 0.1 * frame:.6f} {name_of('rgb', frame)}" for frame in range(3)])
         config = make_config(tmp_path, kind="tum_rgbd", split="time", height=480, width=640)
         (fx, _, cx), (_, fy, cy), _ = build_dataset(config, "train")[0]["intrinsics"].tolist()
