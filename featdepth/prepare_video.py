@@ -249,7 +249,8 @@ def training_command(out: Path, summary: dict[str, Any]) -> list[str]:
     words = ["accelerate", "launch", "train.py", "--config", "configs/video.yaml"]
     words += [f"data.root={out}", f"data.split={split}", f"data.height={height}", f"data.width={width}"]
     known = all(source["intrinsics"] is not None for source in summary["prepared"])
-    return [*words, "model.intrinsics=given"] if known else words  # the configuration learns them, from a guess
+    # The configuration learns them, from a guess.
+    return [*words, "model.intrinsics=given", "data.field_of_view=null"] if known else words
 
 
 if __name__ == "__main__":
