@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import types
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin
 
 import yaml
@@ -82,6 +84,16 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}: not valid YAML: nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{source}: not valid YAML: {error}") from None
+
+
+def override(name: str, text: str | Path) -> str:
+    """`section.key=value` that the command line reads as this text, in quotes where YAML would take it for another."""
+    value = f"./{text}" if str(text).startswith("~") else str(text)
+    try:
+        is_plain = parse_yaml(value, name) == value
+    except InputError:
+        is_plain = False
+    return f"{name}={value if is_plain else json.dumps(value, ensure_ascii=False)}"
 
 
 def convert(value: Any, hint: Any) -> Any:

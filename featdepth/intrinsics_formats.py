@@ -118,8 +118,6 @@ def read_matrix(path: Path, lines: list[tuple[int, list[str]]], size: tuple[int,
     if len(values) in (4, 8) or (len(values) == 9 and len(rows) == 1 and values[6:] != [0, 0, 1]):
         return make_lens(str(path), "radtan", matrix(*values[:4]), values[4:], size)
     intrinsics = np.array(values).reshape({9: (3, 3), 12: (3, 4), 16: (4, 4)}[len(values)])[:3, :3]
-    if intrinsics[2, 0] > 1 and intrinsics[2, 1] > 1 and not intrinsics[:2, 2].any():
-        raise InputError(f"{path}: the camera matrix is transposed, as MATLAB has it; write [fx s cx; 0 fy cy; 0 0 1]")
     return make_lens(str(path), "pinhole", intrinsics, [], size)
 
 

@@ -30,6 +30,10 @@ def make_lens(
     coefficients that the model does not have. OpenCV's longer radtans serve where what is beyond the fifth is 0.
     """
     check_normalised(where, intrinsics, size)
+    if intrinsics[2, 0] > 1 and intrinsics[2, 1] > 1 and not intrinsics[:2, 2].any():
+        raise InputError(
+            f"{where}: the camera matrix is transposed, as MATLAB has it, and Open3D; write [fx s cx; 0 fy cy; 0 0 1]"
+        )
     check_pinhole(where, "the camera matrix", intrinsics)
     if size is None:
         raise InputError(f"{where}: nothing says how large the images are; give their size too")
@@ -40,7 +44,8 @@ def make_lens(
     if len(coefficients) not in COEFFICIENTS[model]:
         counts = " or ".join(map(str, COEFFICIENTS[model]))
         found = count(len(coefficients), "distortion coefficient")
-        raise InputError(f"{where}: {found}, but {model} lenses have {counts}; calibrate again")
+        again = "calibrate again" + (" without the rational model" if len(coefficients) > 5 else "")
+        raise InputError(f"{where}: {found}, but {model} lenses have {counts}; {again}")
     return Lens(model, intrinsics, tuple(coefficients), size)
 
 
@@ -70,10 +75,10 @@ def check_normalised(where: str, intrinsics: np.ndarray, size: tuple[int, int] |
     raise InputError(f"{where}: the camera matrix is normalised, in shares of the image's width and height; {advice}")
 
 
-def parse_numbers(where: str, words: Sequence[str], count: int) -> list[float]:
-    """`words` as `count` finite numbers; InputError, naming `where` they stand, for anything else."""
-    if len(words) != count or not all(map(NUMBER.fullmatch, words)):
-        raise InputError(f"{where}: {shown(' '.join(words))} should be {count} numbers")
+def parse_numbers(where: str, words: Sequence[str], expected: int) -> list[float]:
+    """`words` as `expected` finite numbers; InputError, naming `where` they stand, for anything else."""
+    if len(words) != expected or not all(map(NUMBER.fullmatch, words)):
+        raise InputError(f"{where}: {shown(' '.join(words))} should be {count(expected, 'number')}")
     values = [float(word) for word in words]
     if not all(map(math.isfinite, values)):
         raise InputError(f"{where}: {shown(' '.join(words))} has a number that is not finite")

@@ -28,7 +28,7 @@ MATRICES = ("cameramatrix", "k", "m", "intrinsicmatrix")
 FOCALS = ("fx", "camerafx", "camera1fx", "flx")  # those of one number each, by the first of their names
 COEFFICIENTS = ("distortioncoefficients", "distortioncoeffs", "distcoeffs", "d")
 HEIGHTS, SIZES = ("imageheight", "height", "cameraheight", "h"), ("resolution", "imagesize", "size")
-NUMBERED = re.compile(r"(cameramatrix|m|k)([0-9])")  # of a stereo rig: M1 and M2
+NUMBERED = re.compile(r"(cameramatrix|m|k|p)([0-9])")  # of a stereo rig: M1 and M2; P1 and P2, once rectified
 SINGLE = ("k1", "k2", "p1", "p2", "k3")
 PLAIN = {"", "pinhole", "perspective", "opencv", "simplepinhole", "simpleradial", "radial", "rectified", "monocular"}
 MODELS = {
@@ -48,17 +48,28 @@ def is_yaml(text: str) -> bool:
 
 def read_yaml_cameras(path: Path, text: str, size: tuple[int, int] | None) -> dict[str, Lens]:
     """The cameras of a YAML file by name: `cam0` of Kalibr, `M1` of a stereo rig, `camera` where there is only one."""
+    documents = [part for part in re.split(r"^---[ \t]*$", ODDITIES.sub("", text), flags=re.MULTILINE) if is_yaml(part)]
+    if len(documents) > 1:  # several messages of ROS
+        each = (read_yaml_cameras(path, document, size) for document in documents)
+        return {f"{number}-{name}": lens for number, cameras in enumerate(each, 1) for name, lens in cameras.items()}
     content = parse_yaml(ODDITIES.sub("", text), str(path))
     if not isinstance(content, dict):
         if "camera_matrix" in text:
             raise InputError(f"{path}: camera_matrix should be a list of numbers, or have one as its `data`")
         raise InputError(f"{path}: the intrinsics are not recognised; nearest is a yaml of OpenCV, with camera_matrix")
+    return cameras_of(path, content, size)
+
+
+def cameras_of(path: Path, content: Values, size: tuple[int, int] | None) -> dict[str, Lens]:
+    """The cameras in a YAML or JSON file's content, by name."""
     entries = {str(name): plain(value) for name, value in content.items() if isinstance(value, dict)}
     found = {name: values for name, values in entries.items() if "intrinsics" in values or has_matrix(values)}
     if found:
         return {name: yaml_lens(f"{path}: {name}", values, size) for name, values in found.items()}
     values = plain(content)
-    rig = {name: match for name in content if (match := NUMBERED.fullmatch(plain_name(name)))}
+    matches = {name: match for name in content if (match := NUMBERED.fullmatch(plain_name(name)))}
+    # The rectified cameras, where a file has nothing else, as stereoRectify's has.
+    rig = {name: match for name, match in matches.items() if match[1] != "p"} or matches
     if rig:
         return {
             str(name): yaml_lens(f"{path}: {name}", of_rig(values, *match.groups()), size)
@@ -71,7 +82,7 @@ def of_rig(values: Values, matrix_key: str, number: str) -> Values:
     """The values of one camera of a rig: those with its number, and the size that they share."""
     own = {"cameramatrix": values[matrix_key + number]}
     for key in COEFFICIENTS:
-        if key + number in values:
+        if matrix_key != "p" and key + number in values:
             own["distortioncoefficients"] = values[key + number]
     shared = {"imageheight", "imagewidth", "height", "width", *SIZES, "distortionmodel", "fisheyemodel"}
     return own | {key: value for key, value in values.items() if key in shared}
@@ -98,9 +109,9 @@ def intrinsics_of(where: str, values: Values) -> np.ndarray:
     if key is not None:
         name = "camera_matrix" if key == "cameramatrix" else key
         found = numbers_in(f"{where}: {name}" if key == "cameramatrix" else where, values, key)
-        if len(found) != 9:
+        if len(found) not in (9, 12):
             raise InputError(f"{where}: {name} has {count(len(found), 'number')} instead of 9")
-        return np.array(found).reshape(3, 3)
+        return np.array(found).reshape(3, -1)[:, :3]
     for name in FOCALS:
         if name in values:
             prefix = name.removesuffix("fx")
@@ -151,7 +162,10 @@ def model_of(where: str, values: Values, kind: str) -> str:
 
 
 def read_json_cameras(path: Path, text: str, size: tuple[int, int] | None) -> dict[str, Lens]:
-    """The cameras of NeRF's transforms.json, whose pixels begin at the corner: one for all frames, or one for each."""
+    """The cameras of a JSON file: NeRF's transforms.json, whose pixels begin at the corner, or as YAML has them.
+
+    NeRF has one camera for all frames, or one for each.
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -165,6 +179,8 @@ def read_json_cameras(path: Path, text: str, size: tuple[int, int] | None) -> di
             str(frame.get("file_path", number)): nerf_lens(f"{path}: frame {number}", shared | frame, size)
             for number, frame in enumerate(frames)
         }
+    if any(key in (*MATRICES, *FOCALS, "intrinsics") for key in plain(content)):
+        return cameras_of(path, content, size)
     raise InputError(
         f"{path}: the intrinsics are not recognised; nearest is NeRF's transforms.json, with fl_x or camera_angle_x"
     )
@@ -212,6 +228,8 @@ def has_matrix(values: Values) -> bool:
 
 def number_in(where: str, values: Values, key: str) -> float:
     """The number called `key`. Raises InputError."""
+    if key not in values:
+        raise InputError(f"{where}: {key} is missing among {', '.join(list(values)[:6])}; write it too")
     return parse_numbers(f"{where}: {key}", [str(values.get(key))], 1)[0]
 
 

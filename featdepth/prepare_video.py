@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import unicodedata
@@ -30,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from featdepth.config import Parser
+from featdepth.config_values import override
 from featdepth.data.listing import list_images
 from featdepth.data.shape import fitting_size
 from featdepth.errors import InputError, run_program
@@ -238,19 +240,47 @@ def report(out: Path, summary: dict[str, Any]) -> None:
         known_from = source["intrinsics_from"] or "unknown: learn them, or set data.field_of_view"
         turned = f", turned by {source['turned']} degrees" if source["turned"] else ""
         print(f"{source['source']}: {source['size'][1]}x{source['size'][0]}{turned}; intrinsics {known_from}")
+    used = used_sources(summary)
+    unknown = [source["source"] for source in used if source["intrinsics"] is None]
+    if unknown and (degrees := known_field_of_view(used)) is not None:
+        print(
+            f"the intrinsics of {', '.join(unknown)} are unknown, so that all are learned, from the known field of "
+            f"view of {degrees:.1f} degrees; with those of all (--intrinsics, --field-of-view) none need be"
+        )
     print(command(training_command(out, summary)))
 
 
 def training_command(out: Path, summary: dict[str, Any]) -> list[str]:
     """The words of the command that trains on what was prepared, at a size of the frames' own shape."""
     split = out / "splits" if len(summary["clips"]) >= record.FEWEST_CLIPS else "time"
-    most = max(summary["prepared"], key=lambda source: sum(source["verdicts"].get(name, 0) for name in KEPT))
-    height, width = fitting_size(most["size"], TRAINED_PIXELS)
+    used = used_sources(summary)
+    height, width = fitting_size(max(used, key=kept_frames)["size"], TRAINED_PIXELS)
     words = ["accelerate", "launch", "train.py", "--config", "configs/video.yaml"]
-    words += [f"data.root={out}", f"data.split={split}", f"data.height={height}", f"data.width={width}"]
-    known = all(source["intrinsics"] is not None for source in summary["prepared"])
-    # The configuration learns them, from a guess.
-    return [*words, "model.intrinsics=given", "data.field_of_view=null"] if known else words
+    words += [override("data.root", out), override("data.split", split)]
+    words += [f"data.height={height}", f"data.width={width}"]
+    if all(source["intrinsics"] is not None for source in used):
+        return [*words, "model.intrinsics=given", "data.field_of_view=null"]
+    # The configuration learns them, from one field of view for all cameras.
+    return words if (degrees := known_field_of_view(used)) is None else [*words, f"data.field_of_view={degrees:.1f}"]
+
+
+def known_field_of_view(sources: list[dict[str, Any]]) -> float | None:
+    """Degrees, horizontal, of the source with known intrinsics that has most frames; None where none has them."""
+    known = [source for source in sources if source["intrinsics"] is not None]
+    if not known:
+        return None
+    most = max(known, key=kept_frames)
+    return math.degrees(2 * math.atan(most["size"][1] / 2 / most["intrinsics"][0][0]))
+
+
+def used_sources(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sources of which there are clips."""
+    return [source for source in summary["prepared"] if kept_frames(source)]
+
+
+def kept_frames(source: dict[str, Any]) -> int:
+    """How many frames of a source are in clips."""
+    return sum(source["verdicts"].get(name, 0) for name in KEPT)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from featdepth.config import Schedule
+from featdepth.wording import count
 
 SHORTEST_RUN = 3  # warm-ups that fit into a run
 
@@ -24,11 +25,11 @@ def notes(schedule: Schedule, epochs: int, steps_per_epoch: int, max_steps: int 
     found, warmup_steps = [], fitted(schedule, epochs, steps_per_epoch).warmup_steps
     if warmup_steps < schedule.warmup_steps:
         found.append(
-            f"warm-up shortened from {schedule.warmup_steps} to {warmup_steps} steps, a third of the "
-            f"{epochs * steps_per_epoch} steps of train.epochs {epochs} (schedule.warmup_steps)"
+            f"warm-up shortened from {schedule.warmup_steps} to {count(warmup_steps, 'step')}, a third of the "
+            f"{count(epochs * steps_per_epoch, 'step')} of train.epochs {epochs} (schedule.warmup_steps)"
         )
     if max_steps is not None and 0 < max_steps < min(warmup_steps, epochs * steps_per_epoch):
-        found.append(f"train.max_steps {max_steps} ends within the warm-up of {warmup_steps} steps")
+        found.append(f"train.max_steps {max_steps} ends within the warm-up of {count(warmup_steps, 'step')}")
     beyond = [milestone for milestone in schedule.milestones if milestone >= epochs]
     if beyond:
         found.append(f"schedule.milestones {beyond} are not reached in train.epochs {epochs}")

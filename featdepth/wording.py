@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def count(number: int, thing: str, things: str | None = None) -> str:
@@ -12,5 +13,8 @@ def count(number: int, thing: str, things: str | None = None) -> str:
 
 
 def command(words: Iterable[object]) -> str:
-    """A command as a shell takes it, with quotation marks where a path or value needs them."""
-    return shlex.join(map(str, words))
+    """A command as a shell and a program take it, with quotation marks where a path or value needs them.
+
+    A path that begins with a dash would be taken for an option, and one that begins with ~ for a home directory.
+    """
+    return shlex.join(f"./{word}" if isinstance(word, Path) and str(word)[:1] in "-~" else str(word) for word in words)

@@ -150,11 +150,51 @@ def test_opencv_stereo(tmp_path: Path) -> None:
         read(tmp_path, OPENCV_STEREO, name="#M1")
 
 
+def test_rectified_opencv_stereo(tmp_path: Path) -> None:
+    """What stereoRectify leaves: no lens, and 12 numbers of each camera."""
+    rows = {"P1": [530, 0, 330, 0, 0, 530, 240, 0, 0, 0, 1, 0], "P2": [530, 0, 330, -1700, 0, 530, 240, 0, 0, 0, 1, 0]}
+    rows |= {"R1": [1, 0, 0, 0, 1, 0, 0, 0, 1], "T": [-3.3, 0.03, 0.01]}
+    text = "%YAML:1.0\n---\n" + "".join(
+        f"{name}: !!opencv-matrix\n   rows: 1\n   cols: {len(data)}\n   dt: d\n   data: {data}\n"
+        for name, data in rows.items()
+    )
+    assert four(read(tmp_path, text, SIZE)) == [530, 530, 330, 240]  # both are one
+    assert read(tmp_path, text, SIZE, "#P2").model == "pinhole"
+    both = OPENCV_STEREO + text.removeprefix("%YAML:1.0\n---\n")
+    with pytest.raises(InputError, match=r"several cameras \(M1, M2\)"):
+        read(tmp_path, both, SIZE)
+
+
+def test_rational_model_is_told(tmp_path: Path) -> None:
+    text = ROS_FILE.replace("MODEL", "rational_polynomial").replace("0.002]", "0.002, 0, 0.3, 0.1, 0.2]")
+    with pytest.raises(InputError, match=r"^.*: 8 distortion coefficients.*again without the rational"):
+        read(tmp_path, text)
+
+
+def test_json_of_other_programs(tmp_path: Path) -> None:
+    text = '{"width": 640, "height": 480, "fx": 500.0, "fy": 501, "cx": 320, "cy": 240}'
+    assert four(read(tmp_path, text)) == [500, 501, 320, 240]
+    text = '{"camera_matrix": [[500, 0, 320], [0, 501, 240], [0, 0, 1]], "dist_coeff": [[0.1, 0, 0, 0, 0]]}'
+    assert read(tmp_path, text, SIZE).intrinsics[1, 1] == 501
+    open3d = '{"width": 640, "height": 480, "intrinsic_matrix": [525, 0, 0, 0, 525, 0, 319.5, 239.5, 1]}'
+    with pytest.raises(InputError, match="transposed"):
+        read(tmp_path, open3d)
+    with pytest.raises(InputError, match="cx is missing among width, height, ppx"):
+        read(tmp_path, '{"width": 640, "height": 480, "ppx": 320, "ppy": 240, "fx": 600, "fy": 600}')
+
+
 def test_ros_message(tmp_path: Path) -> None:
     for text in (ROS_MESSAGE, ROS_MESSAGE.replace("D:", "d:").replace("K:", "k:").replace("P:", "p:")):
         lens = read(tmp_path, text)
         assert (lens.model, lens.size, four(lens)) == ("radtan", (480, 640), [500, 501, 320, 240])
         assert lens.coefficients == (0.1, -0.2, 0.001, 0.002, 0)
+
+
+def test_several_ros_messages(tmp_path: Path) -> None:
+    message = ROS_MESSAGE.rstrip().removesuffix("---") + "\n---\n"
+    assert four(read(tmp_path, 3 * message)) == [500, 501, 320, 240]
+    with pytest.raises(InputError, match=r"several cameras \(1-camera, 2-camera\)"):
+        read(tmp_path, message + message.replace("501", "502"))
 
 
 @pytest.mark.parametrize(

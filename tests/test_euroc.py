@@ -246,7 +246,7 @@ def test_what_is_there_already_is_not_taken_for_another(tmp_path):
         ("cam0/sensor.yaml", "radial-tangential", "equidistant", "distortion_model is 'equidistant'; only"),
         ("cam1/sensor.yaml", "rows: 4\n  data: [", "rows: 4\n  data: [1.0, ", "T_BS should be 16 numbers"),
         ("cam1/sensor.yaml", "rows: 4\n  data: [0", "rows: 4\n  data: [7", "T_BS is no rigid transform"),
-        ("cam0/sensor.yaml", "rate_hz: 20", "rate_hz: .nan", "rate_hz should be 1 numbers"),
+        ("cam0/sensor.yaml", "rate_hz: 20", "rate_hz: .nan", "rate_hz should be 1 number;"),
         ("cam0/sensor.yaml", "resolution: [96, 64]", "resolution: [96.5, 64]", "resolution, focal lengths"),
         ("cam0/sensor.yaml", "resolution: [96, 64]", "resolution: [64, 96]", "96 x 64 pixels, but its camera's"),
         ("cam1/data.csv", "png", "png,1", "should be nanoseconds and the name of an image"),

@@ -54,7 +54,7 @@ def rgb_everywhere(folder: Path) -> list[np.ndarray]:
 
 
 class TestBits:
-    @pytest.mark.parametrize("white", [255, 4095, 65535])
+    @pytest.mark.parametrize("white", [255, 1023, 4095, 16383, 65535])
     @pytest.mark.parametrize(
         ("suffix", "kind"),
         [("png", np.uint16), ("tif", np.uint16), ("tif", ">u2"), ("tif", np.int32), ("tif", np.float32)],
@@ -116,6 +116,13 @@ class TestOneReading:
         pixels[:20, :, 3] = 0
         Image.fromarray(pixels).save(tmp_path / "0.png")
         assert (load_image(tmp_path / "0.png", SIZE)[:, :20] == 255).all()
+
+    def test_a_transparent_colour_is_white(self, tmp_path: Path) -> None:
+        pixels = scene()
+        pixels[:20] = 10, 20, 30
+        Image.fromarray(pixels).save(tmp_path / "0.png", transparency=(10, 20, 30))
+        for photo in rgb_everywhere(tmp_path):
+            assert (photo[:20] == 255).all() and (photo[20:] == pixels[20:]).all()
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
@@ -205,7 +212,7 @@ class TestFolders:
         folder = write_clip(tmp_path / "clip")
         write_clip(folder, suffix="jpg")
         for read in (lambda: build_dataset(video_config(tmp_path), "train"), lambda: next(read_pictures(folder))):
-            with pytest.raises(InputError, match=r"0.jpg and 0.png are the same frame twice, as 6 "):
+            with pytest.raises(InputError, match=r"0.jpg and 0.png are the same frame twice \(6 such pairs "):
                 read()
         with pytest.raises(InputError, match=r"0.jpg and 0.png are one frame twice"):
             find_inputs([folder], tmp_path / "out")
@@ -276,6 +283,9 @@ def test_the_doctor_names_frames_that_show_nothing(tmp_path: Path) -> None:
     data = [f"data.root={tmp_path}", "data.split=time", "data.height=64", "data.width=96", "data.field_of_view=60"]
     result = call_program(doctor.main, "--config", "configs/video.yaml", *data, "--out", tmp_path / "report")
     assert result.code != 0 and "nothing is seen" in result.out + result.err
+    lines = {line.split()[1]: line for line in result.out.splitlines() if line.startswith(("PROBLEM", "SKIPPED"))}
+    assert lines["texture"].startswith("PROBLEM") and "without texture" in lines["motion"]
+    assert "of one colour all over" in lines["files"]
 
 
 def test_the_cache_counts_frames_that_show_nothing(tmp_path: Path) -> None:

@@ -75,6 +75,17 @@ class TestContent:
             expected = np.linalg.inv(drives[2].poses[0]) @ drives[2].poses[frame]
             assert np.linalg.inv(poses[0]) @ pose == pytest.approx(expected, abs=1e-7)
 
+    def test_poses_with_the_numbers_of_their_frames(self, root: Path) -> None:
+        path = root / "poses" / "02.txt"
+        expected = build_dataset(config_for(root), "test").poses("02")
+        lines = path.read_text().splitlines()
+        path.write_text("".join(f"{frame} {lines[frame]}\n" for frame in (0, 2, 3)))
+        poses = build_dataset(config_for(root), "test").poses("02")
+        assert list(poses) == [0, 2, 3] and all((pose == expected[frame]).all() for frame, pose in poses.items())
+        path.write_text("0.0 0 0 0 0 0 0 1\n")
+        with pytest.raises(InputError, match=r"02.txt: the poses have times; write them in KITTI's format"):
+            build_dataset(config_for(root), "test").poses("02")
+
     def test_times_and_distance(self, root: Path, drives: list[RenderedDrive]) -> None:
         data = build_dataset(config_for(root), "test")
         assert list(data.times("02").values()) == pytest.approx(drives[2].times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shlex
 import shutil
 import struct
@@ -422,6 +423,24 @@ def test_the_printed_command_can_be_pasted_and_fits_the_frames(tmp_path: Path) -
     assert [path.parent.name for path in out.glob("*/clip.json")] == ["Ausflug_über_Land_00"]
 
 
+def test_intrinsics_of_some_inputs_are_where_learning_starts(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 28  # focal length for 35 mm film
+    for name, options in (("phone", {"exif": exif}), ("123", {})):
+        (tmp_path / name).mkdir()
+        for index, frame in enumerate(street(0, 4)):
+            Image.fromarray(frame).save(tmp_path / name / f"{index}.jpg", quality=95, **options)
+    told = succeeded(prepare(tmp_path / "phone", tmp_path / "123", "--out", tmp_path / "out")).out.splitlines()
+    degrees = 2 * math.degrees(math.atan(math.hypot(36, 24) / 28 / 2 * WIDTH / math.hypot(WIDTH, HEIGHT)))
+    assert (
+        f"intrinsics of 123 are unknown, so that all are learned, from the known field of view of {degrees:.1f}"
+        in told[-2]
+    )
+    assert told[-1].endswith(f" data.field_of_view={degrees:.1f}")
+    told = succeeded(prepare(tmp_path / "phone", "--out", tmp_path / "known")).out.splitlines()
+    assert told[-1].endswith(" model.intrinsics=given")
+
+
 def test_names_keep_all_letters_and_never_collide(tmp_path: Path) -> None:
     names = ["北京.mp4", "上海.mp4", "हिन्दी.mp4", "Über 1.mp4", "über_1.mp4", "a b.mp4", "a?b.mp4", "x" * 250 + ".mp4"]
     for name in names:
@@ -462,3 +481,8 @@ def test_images_come_in_natural_order(tmp_path: Path) -> None:
 def test_it_runs_as_a_program(tmp_path: Path) -> None:
     done = run_program_process(["-m", "featdepth.prepare_video", tmp_path / "nothing", "--out", tmp_path / "out"])
     assert "no such video file or folder" in done.error_line()
+
+
+def test_a_photo_without_an_ending_is_no_film(tmp_path: Path) -> None:
+    Image.fromarray(street(0, 1)[0]).save(tmp_path / "frame", format="png")
+    assert "a single photo, no video" in prepare(tmp_path / "frame", "--out", tmp_path / "out").error_line()

@@ -184,3 +184,15 @@ def test_published_lists_of_drives_are_read() -> None:
     drive = "2011_09_26/2011_09_26_drive_0001_sync"
     for line in (f"{drive} 473 r", f"{drive} 0000000473 r", f"{drive} 473 3"):
         assert parse_sample(line) == Sample(drive, 473, "r")
+
+
+def test_published_lists_of_images_are_read() -> None:
+    drive = "2011_09_26/2011_09_26_drive_0001_sync"
+    image = f"{drive}/image_03/data/0000000473"
+    truth = "2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_03/0000000473.png 721.5377"
+    lines = [f"{image}.png", f"/{image}.jpg {drive}/image_02/data/0000000473.jpg", f"{image}.png {truth}"]
+    for line in (*lines, "2011_09_26_drive_0001_sync_03 0000000473"):
+        assert parse_sample(line) == Sample(drive, 473, "r")
+    for line in (f"../{image}.png", image, f"{drive}/image_00/data/0000000473.png", "2011_09_26_drive_0001_sync 473"):
+        assert parse_sample(line) is None
+    assert parse_sample(f"{image}.png", SEQUENCES) is None

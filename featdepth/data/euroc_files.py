@@ -13,6 +13,7 @@ from featdepth.data.listing import file_names, read_numbers
 from featdepth.errors import InputError
 from featdepth.files import read_text
 from featdepth.lenses import Lens
+from featdepth.wording import count
 
 TRUTH_COLUMNS = 17  # nanoseconds, position, quaternion (w first), velocity, two biases
 IMAGE_LINE = re.compile(r"\s*([0-9]{1,19})\s*,\s*([^\s,/\\]+)\s*")
@@ -103,12 +104,12 @@ def read_mount(values: dict[str, Any], path: Path) -> np.ndarray:
     return pose
 
 
-def numbers(values: Any, count: int, path: Path, name: str) -> list[float]:
-    """`values` as `count` finite numbers; InputError, naming the file and what it calls them, for anything else."""
+def numbers(values: Any, expected: int, path: Path, name: str) -> list[float]:
+    """`values` as `expected` finite numbers; InputError, naming the file and what it calls them, for anything else."""
     try:
         found = convert(values, list[float])
     except ValueError:
         found = []
-    if len(found) != count:
-        raise InputError(f"{path}: {name} should be {count} numbers; download the file again")
+    if len(found) != expected:
+        raise InputError(f"{path}: {name} should be {count(expected, 'number')}; download the file again")
     return found

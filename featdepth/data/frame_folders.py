@@ -34,9 +34,10 @@ def list_sequence(folder: Path) -> list[str]:
             "in the folder"
         )
     if depth := depth_among_pictures(images):
+        found = f"{count(len(depth), 'image')} of {len(images)}"
         raise InputError(
             f"{folder}: {Path(depth[0]).name} has grey levels of 16 bits or more, as depth has, and other images are "
-            f"8-bit pictures; put what is no frame of the camera elsewhere ({len(depth)} images of {len(images)})"
+            f"8-bit pictures; put what is no frame of the camera elsewhere ({found})"
         )
     return images
 

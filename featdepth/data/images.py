@@ -4,9 +4,9 @@ Pictures come upright, as EXIF's orientation says, in 8-bit RGB, and transparent
 pictures it is the first.
 
 Grey levels that are stored in 16 or 32 bits, or as floats, are scaled so that what is white for the camera becomes 255.
-Files rarely say how many bits the camera has, so that the folder tells it: white is the smallest of 255 (8 bits), 4095
-(12 bits) and 65535 (16 bits), with floats also of 1, that no level exceeds in up to 16 deep images of the same ending
-spread over the folder. All frames of a folder are thus scaled alike, dark ones too.
+Files rarely say how many bits the camera has, so that the folder tells it: white is the smallest of 255 (8 bits), 1023
+(10 bits), 4095, 16383 and 65535, with floats also of 1, that no level exceeds in up to 16 deep images of the same
+ending spread over the folder. All frames of a folder are thus scaled alike, dark ones too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from featdepth.data.listing import CONVERT, DRAWING, FORMATS, OTHER_PHOTO, list_images
+from featdepth.data.listing import CONVERT, DRAWING, FORMATS, IMAGE, OTHER_PHOTO, VIDEO_SUFFIXES, list_images
 from featdepth.errors import InputError
 from featdepth.files import read_bytes
 
@@ -42,7 +42,7 @@ LARGEST_IMAGE = 100_000_000  # pixels; a header that claims more is refused befo
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # EXIF tag
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
-WHITES = (255, 4095, 65535)  # the brightest levels of 8, 12 and 16 bits
+WHITES = (255, 1023, 4095, 16383, 65535)  # the brightest levels of 8, 10, 12, 14 and 16 bits
 LOOKED_AT = 16  # deep images of a folder, for the bits that they use
 HEAD = 64  # bytes that tell a photo of a phone, whatever it is called
 HEIF = re.compile(rb".{4}ftyp(?!.*avif)(?:heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
@@ -51,6 +51,10 @@ STEP = 32  # pixels from one that is looked at for texture to the next
 
 
 Window = tuple[int, int, int, int]  # first and last row, first and last column, each last one not included
+
+
+class NothingSeen(InputError):
+    """A frame is of one colour all over."""
 
 
 class Photo(NamedTuple):
@@ -82,8 +86,8 @@ def load_image(
     """The image at `path` as uint8 RGB `[3, H, W]`, resized to `size` (H, W) with antialiasing.
 
     expected_size: height and width that the upright picture must have; window: the part of it that is shown;
-    needs_texture: refuse one colour all over, from which nothing can be learned. Raises InputError, naming the file,
-    for an image that cannot be read, claims more than 100 million pixels or has another size.
+    needs_texture: raise NothingSeen for one colour all over, from which nothing can be learned. Raises InputError,
+    naming the file, for one that cannot be read, claims more than 100 million pixels or has another size.
     """
     pixels = read_photo(path, expected_size).pixels
     if window is not None:
@@ -91,7 +95,8 @@ def load_image(
         pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
     if needs_texture and not has_texture(pixels):
         colour = ", ".join(map(str, pixels[0, 0]))
-        raise InputError(f"{path}: nothing is seen in the frame, it is of one colour ({colour}) all over; leave it out")
+        reason = f"nothing is seen in the frame, it is of one colour ({colour}) all over"
+        raise NothingSeen(f"{path}: {reason}; leave it out")
     # A triangle as wide as the reduction: free of aliasing, no overshoot. With the channels innermost, as they come,
     # torch takes a quarter of Pillow's time for it, and a tenth of what Lanczos takes there.
     channels_last = torch.from_numpy(pixels).permute(2, 0, 1)[None]
@@ -159,7 +164,7 @@ def read_photo(path: str | Path, expected_size: tuple[int, int] | None = None) -
         coloured_deep = image.mode in ("RGB", "RGBA") and has_16_bits(image)
         orientation = orientation_of(image)
         upright = image if orientation == 1 else ImageOps.exif_transpose(image)
-        pixels = np.array(upright if upright.mode == "RGB" else as_rgb(upright, path))
+        pixels = np.array(as_rgb(upright, path))
     if expected_size is not None:
         check_size(path, pixels.shape[:2], expected_size)
     if coloured_deep and pixels.max() <= NEARLY_BLACK:
@@ -195,6 +200,8 @@ def is_deep(image: Image.Image) -> bool:
 
 def as_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     """An image of any mode, from the file at `path`, in 8-bit RGB. InputError for levels that are no brightness."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if not is_deep(image):
         return on_white(image)
     levels = np.array(image, dtype=np.float64)
@@ -281,6 +288,13 @@ def is_other_picture(path: str | Path, head: bytes) -> bool:
     """Whether a file that begins with `head` is a photo or picture in a format that is not read."""
     name = Path(path).name
     return bool(OTHER_PHOTO.fullmatch(name) or DRAWING.fullmatch(name) or HEIF.match(head))
+
+
+def is_image(path: Path) -> bool:
+    """By its name, or where that tells nothing by its content; any other file is taken for a video."""
+    if IMAGE.fullmatch(path.name) is not None:
+        return True
+    return path.suffix.lower() not in VIDEO_SUFFIXES and is_picture(path)
 
 
 def is_picture(path: str | Path) -> bool:

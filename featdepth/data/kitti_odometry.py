@@ -99,14 +99,19 @@ class KittiOdometry(SequenceDataset):
         path = self.root / "poses" / f"{drive}.txt"
         if not path.is_file():
             return {}
-        rows = read_numbers(path, 12, "the poses").reshape(-1, 3, 4)
-        poses = np.tile(np.eye(4), (len(rows), 1, 1))
-        poses[:, :3] = rows
+        # That module is above this package, and needs it itself.
+        from featdepth.trajectory_files import read_trajectory
+
+        trajectory = read_trajectory(path)
+        if trajectory.times is not None:
+            raise InputError(f"{path}: the poses have times; write them in KITTI's format, 12 numbers a line")
         # Those of camera 0; the colour camera is beside it.
         self.recording(drive)
         left_from_zero = np.eye(4)
         left_from_zero[:3, 3] = self.calibrations[drive].position("l")
-        return dict(enumerate(poses @ np.linalg.inv(left_from_zero)))
+        poses = trajectory.poses @ np.linalg.inv(left_from_zero)
+        frames = range(len(poses)) if trajectory.frames is None else trajectory.frames.tolist()
+        return dict(zip(frames, poses, strict=True))
 
     def read_times(self, drive: str) -> dict[int, float]:
         path = self.root / "sequences" / drive / "times.txt"

@@ -10,6 +10,7 @@ import numpy as np
 
 from featdepth.errors import InputError
 from featdepth.files import read_text
+from featdepth.wording import count
 
 # Formats that are read, by Pillow's names, and the endings of their files. What Pillow reads beyond them draws pages,
 # runs other programs, or shows no photos.
@@ -39,6 +40,7 @@ OTHER_PHOTO = re.compile(
     re.IGNORECASE,
 )
 DRAWING = re.compile(r"[^.].*\.(?:dds|psd|psb|xcf|svgz?|eps|ps|ai|pdf|ico|icns|wmf|emf)", re.IGNORECASE)
+VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
 CONVERT = "a photo or picture in a format that is not read; convert it to png or jpg"
 NO_IMAGE = "no png or jpg image, nor one in another format that is read, in this folder"
 LARGEST_TABLE = 64 << 20  # bytes; an hour of poses at 30 a second has 20 MB
@@ -101,7 +103,7 @@ def read_numbers(path: str | Path, columns: int, what: str) -> np.ndarray:
         except ValueError:
             values = []
         if len(values) != columns or not np.isfinite(values).all():
-            raise InputError(f"{path}:{number}: {line.strip()[:60]!r} should be {columns} numbers of {what}")
+            raise InputError(f"{path}:{number}: {line.strip()[:60]!r} should be {count(columns, 'number')} of {what}")
         rows.append(values)
     return np.array(rows, dtype=np.float64).reshape(-1, columns)
 

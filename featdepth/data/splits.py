@@ -1,7 +1,8 @@
 """Which samples belong to training, validation and test: list files, what a kind of data has built in, leakage.
 
-A list file has one sample a line, `<drive> <frame> <l|r>`, the established format of the field. Training on a built-in
-split is every drive on disk that it counts as training and that is not in another part.
+A list file has one sample a line, `<drive> <frame> <l|r>`, the established format of the field; of KITTI raw its other
+published forms are read too, the paths of images and SfMLearner's names. Training on a built-in split is every drive on
+disk that it counts as training and that is not in another part.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Naming(NamedTuple):
     form: str  # in words
     example: str  # a line
     digits: int = 0  # that the number of a drive has: published lists write 9 for 09
+    published: tuple[re.Pattern[str], ...] = ()  # other lines, with groups of the names of `Sample`'s fields, or `date`
 
     def describe(self) -> str:
         return f"{self.form} <frame> <l|r>, as in {self.example}"
@@ -44,6 +46,18 @@ KITTI_DRIVES = Naming(
     re.compile(r"([0-9]{4}_[0-9]{2}_[0-9]{2})/\1_drive_[0-9]{4,10}_sync"),
     "<date>/<drive>",
     "2011_09_26/2011_09_26_drive_0013_sync 95 l",
+    published=(
+        # The left image is the first word, others (right image, depth, focal length) follow.
+        re.compile(
+            r"/?(?P<drive>([0-9]{4}_[0-9]{2}_[0-9]{2})/\2_drive_[0-9]{4,10}_sync)/image_(?P<side>0[23])/data/"
+            r"(?P<frame>[0-9]{1,10})\.(?:png|jpe?g)(?:\s.*)?",
+            re.IGNORECASE,
+        ),
+        re.compile(
+            r"(?P<drive>(?P<date>[0-9]{4}_[0-9]{2}_[0-9]{2})_drive_[0-9]{4,10}_sync)_(?P<side>0[23])\s+"
+            r"(?P<frame>[0-9]{1,10})"
+        ),
+    ),
 )
 SEQUENCES = Naming(re.compile(r"[0-9]{1,2}"), "<sequence>", "09 95 l", digits=2)
 # Folders below the root, none of which leads upwards.
@@ -69,8 +83,12 @@ class Sample(NamedTuple):
 def parse_sample(line: str, naming: Naming = KITTI_DRIVES) -> Sample | None:
     """The sample of one line `<drive> <frame> <l|r>`, or None where the line is anything else.
 
-    Read too are frames with leading zeros, and 2 and 3 for l and r.
+    Read too are frames with leading zeros, 2 and 3 for l and r, and the naming's other published forms.
     """
+    for match in filter(None, (pattern.fullmatch(line.strip()) for pattern in naming.published)):
+        found = match.groupdict()
+        drive = f"{found['date']}/{found['drive']}" if "date" in found else found["drive"]
+        return Sample(drive, int(found["frame"]), SIDES[found["side"]])
     words = line.split()
     if len(words) != 3:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from featdepth.data.dataset import STEREO
 from featdepth.data.splits import Sample
 from featdepth.diagnosis.findings import Finding, ok, problem, skipped, warning
 from featdepth.diagnosis.survey import Pair, Survey
@@ -48,21 +49,26 @@ def check_texture(survey: Survey, faults: set[str]) -> Iterator[Finding]:
 
 
 def is_plain(survey: Survey, sample: Sample) -> bool:
-    """Whether a frame that can be read has next to no corners."""
+    """Whether a frame has next to no corners, or is of one colour all over."""
     features = survey.features("train", sample, 0)
-    return features is not None and len(features.points) < FEWEST_CORNERS
+    if features is None:
+        return survey.train.image_path(sample, 0) in survey.blank
+    return len(features.points) < FEWEST_CORNERS
 
 
 def check_motion(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     """Static share, frame step too small or too large."""
     pairs = survey.pairs
-    if not pairs:
+    if set(survey.train.frames[1:]) <= {STEREO}:
         yield skipped("motion", "data.frames has no source in time")
         return
     if "shuffled_frames" in faults:
         yield skipped("motion", "means nothing while frames are shuffled")
         return
     pairs = [pair for pair in pairs if not is_plain(survey, pair.sample)]
+    if not survey.pairs and not survey.blank:
+        yield skipped("motion", "no frame could be compared with its neighbour")
+        return
     if "no_texture" in faults or not pairs:
         yield skipped("motion", "frames without texture do not show how far the camera moves")
         return

@@ -13,6 +13,7 @@ from torch import Tensor
 from featdepth.config import Config
 from featdepth.data import build_dataset
 from featdepth.data.dataset import STEREO, FrameDataset
+from featdepth.data.images import NothingSeen
 from featdepth.data.splits import LIST_FILES, Sample
 from featdepth.errors import InputError
 from featdepth.matching import Features, find_features, match_features
@@ -51,7 +52,8 @@ class Pair(NamedTuple):
 class Survey:
     """The configured parts of the data at a size of the doctor's own, and what was sampled of them.
 
-    parts: {"train" | "validation" | "test": dataset}; missing: why a part cannot be built; unreadable: {path: error}.
+    parts: {"train" | "validation" | "test": dataset}; missing: why a part cannot be built; unreadable: {path: error},
+    among them the `blank` frames, which are of one colour all over.
     """
 
     def __init__(self, config: Config, count: int) -> None:
@@ -66,6 +68,7 @@ class Survey:
             dataset.size, dataset.cache = self.size, None
             dataset.prepare_cameras()
         self.unreadable: dict[str, str] = {}
+        self.blank: set[str] = set()
         self.look = lru_cache(HELD_LOOKS)(self.read)
         self.features = lru_cache(HELD_FEATURES)(self.find_features)
         self.pair = lru_cache(None)(self.match)
@@ -96,6 +99,7 @@ class Survey:
             colour = dataset.load_frame(path, dataset.camera_of(sample))
         except InputError as error:
             self.unreadable[path] = str(error)
+            self.blank |= {path} if isinstance(error, NothingSeen) else set()
             return None
         grey = np.tensordot(LUMA, colour.numpy(), axes=1)
         return Look(colour, np.round(grey).astype(np.uint8))

@@ -22,7 +22,9 @@ def check_files(survey: Survey, faults: set[str]) -> Iterator[Finding]:
         yield ok("files", "all frames that were looked at can be read")
         return
     first = next(iter(survey.unreadable.values()))
-    text = f"{count(len(survey.unreadable), 'frame')} of those that were looked at cannot be read; the first: {first}"
+    blank = f" ({len(survey.blank)} of one colour all over)" if survey.blank else ""
+    text = f"{count(len(survey.unreadable), 'frame')} of those that were looked at cannot be used{blank}"
+    text += f"; the first: {first}"
     yield problem("files", "unreadable_files", text, "none", "")
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featdepth.data.frame_folders import depth_among_pictures, frames_in_two_formats
-from featdepth.data.images import HEAD, is_other_picture, is_picture
+from featdepth.data.images import HEAD, is_image, is_other_picture
 from featdepth.data.listing import (
     CONVERT,
     IMAGE,
     NO_IMAGE,
     OTHER_PHOTO,
+    VIDEO_SUFFIXES,
     file_names,
     list_images,
     natural_key,
@@ -24,7 +25,6 @@ from featdepth.data.listing import (
 )
 from featdepth.errors import InputError
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
 RECORD = "prediction.json"  # in the output folder: no name of an input
 LONGEST_NAME = 180  # bytes; file systems allow 255, and endings come behind
 
@@ -107,13 +107,6 @@ def expand(words: Iterable[str | Path]) -> Iterable[tuple[Path, bool]]:
 
 def is_pattern(word: str | Path) -> bool:
     return glob.has_magic(str(word))
-
-
-def is_image(path: Path) -> bool:
-    """By its name, or where that tells nothing by its content; any other file is taken for a video."""
-    if IMAGE.fullmatch(path.name) is not None:
-        return True
-    return path.suffix.lower() not in VIDEO_SUFFIXES and is_picture(path)
 
 
 def is_other(path: Path) -> bool:

@@ -23,6 +23,7 @@ from featdepth.prediction.inputs import Source
 from featdepth.prediction.page import spread
 from featdepth.scale import CAMERA_HEIGHT, Scale
 from featdepth.video.reading import read_pictures
+from featdepth.wording import count
 
 MOST_LOOKED_AT = 40  # frames of a clip
 PURPOSE = "--camera-height needs"
@@ -50,11 +51,12 @@ def scale_of_clip(
             heights.append(height_in(disparity, size, model, cameras.need(source.path, size, PURPOSE)))
     shown = [each for each in heights if not math.isnan(each)]
     if not shown:
-        raise InputError(f"{source.path}: none of {len(heights)} frames that were looked at shows {NO_GROUND}")
+        raise InputError(f"{source.path}: none of {count(len(heights), 'frame')} that were looked at shows {NO_GROUND}")
     scale = Scale(height / float(np.median(shown)), CAMERA_HEIGHT)
+    looked_at = f"of {count(len(heights), 'frame')} that were looked at {len(shown)}"
+    shows = "shows" if len(shown) == 1 else "show"
     return scale, (
-        f"{height:g} m of camera height, {scale.metres_per_unit:.4g} m in a unit; of {len(heights)} frames that were "
-        f"looked at {len(shown)} show the ground"
+        f"{height:g} m of camera height, {scale.metres_per_unit:.4g} m in a unit; {looked_at} {shows} the ground"
     )
 
 

@@ -18,8 +18,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from featdepth.data.frame_folders import list_sequence
-from featdepth.data.images import HEAD, is_other_picture, read_photo
-from featdepth.data.listing import CONVERT, IMAGE
+from featdepth.data.images import HEAD, is_image, is_other_picture, read_photo
+from featdepth.data.listing import CONVERT
 from featdepth.errors import InputError
 
 # EXIF orientations without mirroring, as degrees by which the picture has to be turned against the clock.
@@ -79,7 +79,7 @@ def refuse_photo(path: Path) -> None:
         head = file.read(HEAD)
     if is_other_picture(path, head):
         raise InputError(f"{path}: {CONVERT}")
-    if IMAGE.fullmatch(path.name):
+    if is_image(path):
         raise InputError(f"{path}: a single photo, no video; give the folder that holds the frames")
 
 
