@@ -53,6 +53,7 @@ from featdepth.config import Config, load_config, parse_arguments
 from featdepth.config_checks import check_config
 from featdepth.data import build_dataset
 from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
+from featdepth.data.unused import unused_settings
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.odometry_report import open_sequences, report_odometry
@@ -126,6 +127,8 @@ def main() -> None:
     subject = open_subject(accelerator, checkpoint, config, arguments.odometry)
     other = None if arguments.against is None else open_subject(accelerator, arguments.against, config)
     if arguments.odometry:
+        if config.evaluate.flip and config.evaluate.camera_height is None:
+            accelerator.print("note       evaluate.flip has no use for trajectories: it averages depth, not motion")
         with scaled(accelerator, subject) as about:
             report_odometry(accelerator, subject.model, subject.loader, out, about)
     elif subject.missing is None:
@@ -186,6 +189,8 @@ def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odom
         f"devices    {accelerator.num_processes} x {accelerator.device}\n"
         f"test       {dataset.describe()}"
     )
+    for note in unused_settings(dataset.members):
+        accelerator.print(f"note       {note}")
     batch_bytes = config.evaluate.batch_size * sample_bytes(dataset)
     batches = -(-len(dataset) // config.evaluate.batch_size)
     check_shared_memory(accelerator, "test", batch_bytes, batches, config.data.workers)

@@ -31,6 +31,7 @@ from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.data.baselines import check_baselines
 from featdepth.data.intrinsics_source import describe_intrinsics
 from featdepth.data.shape import shape_note
+from featdepth.data.unused import unused_settings
 from featdepth.learned_check import check_model
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.batch_norm import synchronise_batch_norms
@@ -75,9 +76,11 @@ def main() -> None:
     pinned = accelerator.device.type == "cuda"
     train_loader = make_loader(train_data, config, shuffle=True, pinned=pinned)
     validation_loader = make_loader(validation_data, config, shuffle=False, pinned=pinned)
+    left = 0  # bytes of a batch of the training, whose loader processes keep theirs where it stops within an epoch
     for part, loader in (("training", train_loader), ("validation", validation_loader)):
         batch_bytes = config.train.batch_size * sample_bytes(loader.dataset)
-        check_shared_memory(accelerator, part, batch_bytes, len(loader), config.data.workers)
+        check_shared_memory(accelerator, part, batch_bytes, len(loader), config.data.workers, beside=left)
+        left = batch_bytes if config.train.max_steps else 0
 
     # Networks and optimizer. One process of each machine goes first, so that weights are downloaded once.
     with accelerator.local_main_process_first():
@@ -162,7 +165,8 @@ def main() -> None:
     )
     if (note := shape_note(train_data, (config.data.height, config.data.width))) is not None:
         accelerator.print(f"note       {note}")
-    for note in notes(config.schedule, config.train.epochs, steps_per_epoch, config.train.max_steps):
+    too_short = notes(config.schedule, config.train.epochs, steps_per_epoch, config.train.max_steps)
+    for note in unused_settings(train_data.members) + too_short:
         accelerator.print(f"note       {note}")
     if contaminated:
         accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")

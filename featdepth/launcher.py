@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import is_torch_xla_available
 
@@ -66,6 +67,13 @@ def check_accelerator(accelerator: Accelerator, accumulate: int) -> None:
     name = accelerator.distributed_type.value
     if name not in DATA_PARALLEL:
         raise refused(name, chosen_by(name, "of Accelerate", ""))
+    compiler = accelerator.state.dynamo_plugin.backend.value.lower()
+    if compiler != "no" and compiler not in torch.compiler.list_backends(exclude_tags=()):
+        source = chosen_by(compiler.upper(), "ACCELERATE_DYNAMO_BACKEND", "--dynamo_backend")
+        raise InputError(
+            f"dynamo backend {compiler} (from {source}): is not installed here; choose inductor or no, as with "
+            "accelerate launch --dynamo_backend no"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     # Accelerate's launcher sets an address for several processes, and starts but one of them on CPUs.
     several = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
@@ -99,7 +107,7 @@ def parallel_sizes(name: str) -> str:
 def chosen_by(name: str, variable: str, option: str) -> str:
     """Where the launcher has a choice from: its option, the file it was given, the user's default file, a variable."""
     words = [word.decode(errors="replace") for word in (command_of_parent() or b"").split(b"\0")]
-    if any(word.split("=")[0] == option for word in words):
+    if any(word.split("=")[0].replace("-", "_") == option.replace("-", "_") for word in words if word[:2] == "--"):
         return f"the launcher's {option}"
     for position, word in enumerate(words[:-1]):
         if word.split("=")[0] in ("--config_file", "--config-file"):

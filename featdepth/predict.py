@@ -231,10 +231,10 @@ def plan_work(
     dependent = settings.dependent_kinds
 
     def may_change(name: str, path: Path, were_given: bool) -> bool:
-        """Intrinsics that nobody gave may be given now, and others instead of those that nothing was made with."""
+        """Others may take the place of intrinsics that nothing was made with, and, to be used, of none."""
         is_used = not dependent.isdisjoint(settings.save)
         files = (made_files(source, settings.out, dependent) for source in list_sources({name: path}))
-        return is_used and (not were_given or not any(files))
+        return (is_used and not were_given) or not any(files)
 
     named, changed = claim(settings.out, made_with, intrinsics, inputs.paths, arguments.overwrite, may_change)
     for reason, number in inputs.left_out.items():

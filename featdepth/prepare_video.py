@@ -259,7 +259,7 @@ def training_command(out: Path, summary: dict[str, Any]) -> list[str]:
     words += [override("data.root", out), override("data.split", split)]
     words += [f"data.height={height}", f"data.width={width}"]
     if all(source["intrinsics"] is not None for source in used):
-        return [*words, "model.intrinsics=given"]
+        return [*words, "model.intrinsics=given", "data.field_of_view=null"]
     # The configuration learns them, from one field of view for all cameras.
     return words if (degrees := known_field_of_view(used)) is None else [*words, f"data.field_of_view={degrees:.1f}"]
 

@@ -38,12 +38,19 @@ def sample_bytes(dataset: FrameDataset | MixedDataset) -> int:
 
 
 def check_shared_memory(
-    accelerator: Accelerator, what: str, batch_bytes: int, batches: int, workers: int, option: str = "data.workers="
+    accelerator: Accelerator,
+    what: str,
+    batch_bytes: int,
+    batches: int,
+    workers: int,
+    option: str = "data.workers=",
+    beside: int = 0,
 ) -> None:
     """Raise InputError where the batches in flight do not fit. Every process enters.
 
     what: that is loaded, in words; batches: that there are at all; workers: loader processes of each process; option:
-    that sets them.
+    that sets them; beside: bytes of a batch of another loader, left in midst of its data, whose as many processes keep
+    what they have ready.
     """
 
     def check() -> None:
@@ -52,17 +59,20 @@ def check_shared_memory(
             return
         # All processes of a machine share it.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        needed = processes * bytes_in_flight(batch_bytes, batches, workers)
+
+        def needed_with(workers: int) -> int:
+            return processes * (bytes_in_flight(batch_bytes, batches, workers) + beside * workers * PREFETCHED)
+
+        needed = needed_with(workers)
         if needed <= free:
             return
-        fitting = max(
-            each for each in range(workers) if processes * bytes_in_flight(batch_bytes, batches, each) <= free
-        )
+        fitting = max(each for each in range(workers) if needed_with(each) <= free)
         of_all = f" of each of {processes} processes" if processes > 1 else ""
+        others = f", beside {workers * PREFETCHED} of {in_mib(beside)}" if beside else ""
         raise InputError(
             f"{what}: the loader processes ({workers}{of_all}) have up to {in_mib(needed)} of batches "
-            f"({in_mib(batch_bytes)} each) in shared memory, and {SHARED_MEMORY} has {in_mib(free)} free; give a "
-            f"container more (docker run --shm-size={ample(needed)}; Kubernetes: an emptyDir of medium Memory at "
+            f"({in_mib(batch_bytes)} each{others}) in shared memory, and {SHARED_MEMORY} has {in_mib(free)} free; give "
+            f"a container more (docker run --shm-size={ample(needed)}; Kubernetes: an emptyDir of medium Memory at "
             f"{SHARED_MEMORY}), or set {option}{fitting}"
         )
 

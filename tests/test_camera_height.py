@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,24 @@ def test_evaluation_takes_its_scale_from_the_height(
     known = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert scores["fixed_scale"] == pytest.approx(known["fixed_scale"], rel=1e-3)
     assert scores["median_scaled"] == pytest.approx(unscaled["median_scaled"], rel=1e-5)
+
+
+def test_own_video_without_ground_truth_has_a_scale_by_the_height_too(
+    config_file: Path, street: Path, tmp_path: Path, model: FeatDepth, monkeypatch: pytest.MonkeyPatch
+):
+    """The loss of all there is to say of it knows no metres; how long the model's unit is, is told all the same."""
+    frames = sorted(street.glob("*/*_sync/image_02/data/*"))
+    (tmp_path / "video" / "clip").mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        shutil.copy(frame, tmp_path / "video" / "clip" / f"{number}{frame.suffix}")
+    options = [f"data.root={tmp_path / 'video'}", "data.kind=video", "data.split=time", "data.field_of_view=80"]
+    options += ["data.frames=[0,-1]", "evaluate.protocol=own", "data.ground_truth_cache=null"]
+    dataset = build_dataset(load_config(config_file, options, training=False), "test")
+    predicting(monkeypatch, model, plane(0.3, next(iter(dataset.intrinsics.values())), (64, 96), 0.0, 0.0))
+    result = succeeded(evaluate_here(config_file, tmp_path, *options, "evaluate.camera_height=1.65"))
+    assert "scale      1.65 m of camera height, 5.5 m in a unit; " in result.out
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert scores["camera_height"]["metres_per_unit"] == pytest.approx(5.5, rel=1e-4)
 
 
 def test_evaluation_without_any_ground_is_refused(

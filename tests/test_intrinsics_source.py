@@ -9,10 +9,13 @@ import pytest
 from conftest import call_program
 from PIL import Image
 
+import evaluate
+import train
 from featdepth import prepare_video
 from featdepth.config import load_config
 from featdepth.data import build_dataset
 from featdepth.data.intrinsics_source import describe_intrinsics
+from featdepth.data.unused import unused_settings
 
 IMAGES, WIDTH, HEIGHT = 8, 160, 96
 
@@ -39,7 +42,7 @@ def test_printed_command_uses_what_is_known(photos: Path, tmp_path: Path, option
     result = call_program(prepare_video.main, photos, "--out", tmp_path / "out", *option)
     assert result.code == 0, result.err
     (command,) = [line for line in result.out.splitlines() if line.startswith("accelerate launch train.py")]
-    assert ("model.intrinsics=given" in command) == given
+    assert ("model.intrinsics=given data.field_of_view=null" in command) == given
 
 
 def described(root: Path, *overrides: str, learned: bool = False) -> str:
@@ -66,3 +69,30 @@ def test_header_names_source_and_values(photos: Path) -> None:
     )
     fixed = described(photos.parent, "data.intrinsics=fixed")
     assert fixed.startswith("fixed, of the published code (data.intrinsics): fx 55.7 fy 122.9 ")
+
+
+def unused(config: Path | str, *overrides: str) -> list[str]:
+    return unused_settings(build_dataset(load_config(config, overrides, training=False), "train").members)
+
+
+def test_an_angle_that_nothing_starts_from_is_said(config_file: Path, photos: Path) -> None:
+    assert unused(config_file) == []
+    (note,) = unused(config_file, "data.field_of_view=60")
+    assert note.startswith("data.field_of_view 60 is not used: calib_cam_to_cam.txt gives the intrinsics; ")
+    (note,) = unused(config_file, "data.field_of_view=60", "data.intrinsics=fixed")
+    assert "data.intrinsics fixed gives" in note
+    assert unused(config_file, "data.field_of_view=60", "model.intrinsics=learned") == []
+    video = [f"data.root={photos.parent}", "data.split=time", "data.height=64", "data.width=96", "data.frames=[0,1]"]
+    assert unused("configs/video.yaml", *video) == []
+    assert unused("configs/video.yaml", *video, "model.intrinsics=given") == []
+    (note,) = unused("configs/video.yaml", *video, "data.ground_truth_cache=/tmp/maps")
+    assert note == "data.ground_truth_cache is not used: data.kind video makes no depth maps from scans"
+
+
+def test_a_run_says_what_it_does_not_use(config_file: Path, tmp_path: Path) -> None:
+    options = ["--config", config_file, f"run.directory={tmp_path / 'run'}", "train.max_steps=0"]
+    result = call_program(train.main, *options, "data.field_of_view=60")
+    assert result.code == 0 and "note       data.field_of_view 60 is not used" in result.out
+    options = ["--config", config_file, "--checkpoint", tmp_path / "run" / "model", "--out", tmp_path / "out"]
+    result = call_program(evaluate.main, *options, "--odometry", "evaluate.flip=true")
+    assert result.code == 0 and "note       evaluate.flip has no use for trajectories" in result.out

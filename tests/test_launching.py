@@ -129,6 +129,7 @@ class TestChoicesOfTheLauncher:
             (b"python\0accelerate\0launch\0--config_file\0own.yaml\0train.py", "own.yaml"),
             (b"python\0accelerate\0launch\0--config_file=own.yaml\0train.py", "own.yaml"),
             (b"python\0accelerate\0launch\0--use_fsdp\0train.py", "the launcher's --use_fsdp"),
+            (b"python\0accelerate\0launch\0--use-fsdp\0train.py", "the launcher's --use_fsdp"),
         ):
             monkeypatch.setattr("featdepth.launcher.command_of_parent", lambda words=words: words)
             environment = {"ACCELERATE_USE_FSDP": "true"}
@@ -171,6 +172,7 @@ class TestChoicesOfTheLauncher:
             ("ACCELERATE_MIXED_PRECISION", "bfloat16", "mixed precision bfloat16"),
             ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "train.accumulate is 1"),
             ("ACCELERATE_DYNAMO_BACKEND", "nonsense", "nonsense"),
+            ("ACCELERATE_DYNAMO_BACKEND", "TENSORRT", "dynamo backend tensorrt (from the variable ACCELERATE_DYNAMO_B"),
         ],
     )
     def test_what_would_change_the_training_in_silence(

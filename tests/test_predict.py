@@ -228,8 +228,9 @@ class TestResuming:
         line = predict_here(clip, model=other).error_line()
         assert "was made with another model" in line and "choose another --out, or replace all" in line
         assert files_in(tmp_path / "out") == before
-        line = predict_here(clip, "--field-of-view", "50").error_line()
-        assert "was made with another field of view (none, now 50.0)" in line
+        succeeded(predict_here(clip, "--save", "npz", "--field-of-view", "50"))
+        line = predict_here(clip, "--field-of-view", "60").error_line()
+        assert "was made with another field of view (50.0, now 60.0)" in line
         # Replacing has to leave nothing behind of the first one.
         photo = write_frame(tmp_path / "photo.png", 0)
         assert "also holds what another model made of" in predict_here(photo, "--overwrite", model=other).error_line()

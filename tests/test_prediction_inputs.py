@@ -72,6 +72,10 @@ class TestInputs:
         known = {name: str(path) for name, path in named.items()}
         assert name_inputs([paths[1], tmp_path / "d/x.png"], known) == {"b_x": paths[1], "d_x": tmp_path / "d/x.png"}
 
+    def test_accents_apart_or_not_are_one_name_on_some_disks(self, tmp_path: Path) -> None:
+        paths = [tmp_path / "a/\u00e9.png", tmp_path / "b/e\u0301.png"]
+        assert list(name_inputs(paths, {})) == ["\u00e9", "b_e\u0301"]
+
     def test_names_fit_into_a_file_system(self, tmp_path: Path) -> None:
         paths = [tmp_path / folder / f"{'ä' * 120}{number}.png" for folder in "ab" for number in (1, 2)]
         named = name_inputs(paths, {})

@@ -65,6 +65,24 @@ def test_without_intrinsics_the_others_are_made_and_the_advice_works(
     assert "another field of view (80.0, now 60.0)" in predict_here(*save, "--field-of-view", 60).error_line()
 
 
+def test_intrinsics_that_nothing_was_made_with_may_change(predict_here: Callable[..., Result], tmp_path: Path) -> None:
+    """Depth depends on none; point clouds do, and what they were made with stays until they are replaced."""
+    depth, points = ("--save", "depth_png"), ("--save", "points")
+    for options in ((), FIELD, ("--field-of-view", 60), ("--intrinsics", write_intrinsics(tmp_path)), ()):
+        succeeded(predict_here(*depth, *options))
+    assert "0 written, 2 skipped" in succeeded(predict_here(*depth, *FIELD)).out
+    succeeded(predict_here(*points, *FIELD))
+    assert "another field of view (80.0, now none)" in predict_here(*depth).error_line()
+    assert "another field of view (80.0, now 60.0)" in predict_here(*depth, "--field-of-view", 60).error_line()
+    succeeded(predict_here(*points, "--field-of-view", 60, "--overwrite"))
+
+
+def write_intrinsics(folder: Path) -> Path:
+    path = folder / "intrinsics.txt"
+    path.write_text("60 0 48\n0 60 32\n0 0 1\n")
+    return path
+
+
 def test_a_calibration_that_cannot_be_read_costs_what_needs_it(
     predict_here: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -438,7 +438,7 @@ def test_intrinsics_of_some_inputs_are_where_learning_starts(tmp_path: Path) -> 
     )
     assert told[-1].endswith(f" data.field_of_view={degrees:.1f}")
     told = succeeded(prepare(tmp_path / "phone", "--out", tmp_path / "known")).out.splitlines()
-    assert told[-1].endswith(" model.intrinsics=given")
+    assert told[-1].endswith(" model.intrinsics=given data.field_of_view=null")
 
 
 def test_names_keep_all_letters_and_never_collide(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ def give(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: free)
 
 
-def check(batch_bytes: int, workers: int = 4, batches: int = 1000) -> None:
+def check(batch_bytes: int, workers: int = 4, batches: int = 1000, beside: int = 0) -> None:
     forget_accelerator()
-    check_shared_memory(Accelerator(cpu=True), "training", batch_bytes, batches, workers)
+    check_shared_memory(Accelerator(cpu=True), "training", batch_bytes, batches, workers, beside=beside)
     forget_accelerator()
 
 
@@ -61,6 +61,11 @@ class TestCheck:
         check(6 * MIB)
         check(10 * MIB, batches=6)
         check(1 << 40, workers=0)
+
+    def test_another_loader_that_waits_with_its_batches_counts(self) -> None:
+        check(6 * MIB, workers=2, beside=7 * MIB)
+        with pytest.raises(InputError, match=r"72 MiB of batches \(6 MiB each, beside 4 of 9 MiB\).* data\.workers=1$"):
+            check(6 * MIB, workers=2, beside=9 * MIB)
 
     def test_processes_of_a_machine_share_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -104,6 +109,16 @@ class TestPrograms:
         result = call_program(train.main, *arguments, "train.batch_size=1")
         self.refused(result, "validation" if free else "training", "data.workers=")
         assert not (tmp_path / "run").exists()
+
+    def test_training_that_stops_within_an_epoch_keeps_its_batches_while_it_validates(
+        self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Validation has four samples of 104,448 bytes in flight, and two of 55,296 bytes of the training wait."""
+        give(monkeypatch, 500_000)
+        arguments = ["--config", config_file, f"run.directory={tmp_path / 'run'}", "data.workers=1"]
+        result = call_program(train.main, *arguments, "train.batch_size=1", "train.max_steps=1")
+        self.refused(result, "validation", "beside 2 of 0.0527 MiB")
+        succeeded(call_program(train.main, *arguments, "train.batch_size=1", "train.max_steps=0"))
 
     def test_prediction_and_evaluation(
         self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -58,6 +58,7 @@ class FrameDataset(Dataset, ABC):
     naming: ClassVar[Naming] = FOLDERS  # of drives in lists
     image_form: ClassVar[str] = ""  # how images are called, in words
     calibration_name: ClassVar[str] = "the data's calibration"  # where intrinsics come from, for people
+    makes_ground_truth: ClassVar[bool] = False  # from scans, which takes time; `data.ground_truth_cache` keeps it
 
     def __init__(
         self,

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from featdepth.data.dataset import FrameDataset
 
 
+FIELD_OF_VIEW = "data.field_of_view"  # how a source begins that is an angle, and no calibration
+
+
 def describe_intrinsics(members: Sequence[FrameDataset], learned: bool) -> str:
     """Lines for a run's header, one for each of the data sets; learned: whether they are only where learning starts."""
     return "\n           ".join(describe_member(member, learned) for member in members)
@@ -26,17 +29,22 @@ def describe_member(member: FrameDataset, learned: bool) -> str:
     if member.config.intrinsics == "fixed":
         source = "fixed, of the published code (data.intrinsics)"
     elif member.guesses_intrinsics:
-        source = f"data.field_of_view of {member.config.field_of_view:g} degrees"
+        source = f"{FIELD_OF_VIEW} of {member.config.field_of_view:g} degrees"
     else:
-        first = {sample.drive: sample for sample in reversed(member.samples)}
-        sources = Counter(member.intrinsics_source(sample) for sample in first.values())
-        source = ", ".join(f"{name} of {count(drives, 'drive')}" for name, drives in sources.most_common(3))
+        most = sources_of(member).most_common(3)
+        source = ", ".join(f"{name} of {count(drives, 'drive')}" for name, drives in most)
     how = "learned, from a start of" if learned else "given," if member.config.intrinsics != "fixed" else ""
     different = len({tuple(each.flatten().tolist()) for each in values})
     cameras = "" if different == 1 else f"{different} cameras, "
     places = {"fx": (0, 0), "fy": (1, 1), "cx": (0, 2), "cy": (1, 2)}
     numbers = " ".join(f"{name} {span(values[:, row, column])}" for name, (row, column) in places.items())
     return f"{how} {source}: {cameras}{numbers} at {width}x{height}".strip()
+
+
+def sources_of(member: FrameDataset) -> Counter[str]:
+    """Where the intrinsics of a data set's drives come from, in words, and of how many drives."""
+    first = {sample.drive: sample for sample in reversed(member.samples)}
+    return Counter(member.intrinsics_source(sample) for sample in first.values())
 
 
 def span(values: torch.Tensor) -> str:

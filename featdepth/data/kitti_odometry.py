@@ -59,6 +59,7 @@ class KittiOdometry(SequenceDataset):
     calibration_name: ClassVar = "calib.txt"
 
     naming: ClassVar = SEQUENCES
+    makes_ground_truth: ClassVar = True
     image_form: ClassVar = IMAGE_FORM
     official: ClassVar = {
         "train": tuple(f"{number:02}" for number in range(9)),

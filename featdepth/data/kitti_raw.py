@@ -37,6 +37,7 @@ class KittiRaw(FrameDataset):
     calibration_name = "calib_cam_to_cam.txt"
 
     naming = KITTI_DRIVES
+    makes_ground_truth = True
     image_form = IMAGE_FORM
 
     def open_root(self, config: Config) -> None:

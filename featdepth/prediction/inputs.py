@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -148,16 +149,21 @@ def name_inputs(paths: Sequence[Path], known: dict[str, str]) -> dict[str, Path]
     A name is the file's without its ending; where that is taken, folders are put before it, as in `b_x` for b/x.png.
     """
     names = {path: name for name, path in known.items()}
-    taken = {RECORD, *(name.lower() for name in known)}
+    taken = {RECORD, *map(on_any_disk, known)}
     named = {}
     for path in paths:
         absolute = os.path.abspath(path)
         name = names.get(absolute)
         if name is None:
-            name = next(candidate for candidate in candidates(path) if candidate.lower() not in taken)
-            taken.add(name.lower())
+            name = next(candidate for candidate in candidates(path) if on_any_disk(candidate) not in taken)
+            taken.add(on_any_disk(name))
         named[name] = path
     return named
+
+
+def on_any_disk(name: str) -> str:
+    """The same for names that some file systems take for one: in small and capital letters, accents apart or not."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def candidates(path: Path) -> Iterable[str]:
@@ -195,5 +201,5 @@ def list_sources(named: dict[str, Path]) -> list[Source]:
 def name_frames(folder: Path) -> dict[str, Path]:
     """The images of a folder in natural order by their names, with their endings where they differ in nothing else."""
     files = [Path(file) for file in list_frames(folder)]
-    count = Counter(file.stem.lower() for file in files)
-    return {cut(file.stem if count[file.stem.lower()] == 1 else file.name): file for file in files}
+    count = Counter(on_any_disk(file.stem) for file in files)
+    return {cut(file.stem if count[on_any_disk(file.stem)] == 1 else file.name): file for file in files}
