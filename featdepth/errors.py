@@ -19,7 +19,7 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 # What gloo, NCCL and torch's store say when another process is gone or does not answer.
 LOST_PROCESS = re.compile(
     r"gloo|NCCL|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|connection was (closed|reset)"
-    r"|store.*time|TCPStore|recvValue failed|sendBytes failed",
+    r"|timeout caused pair closure|store.*time|TCPStore|recvValue failed|sendBytes failed",
     re.IGNORECASE,
 )
 LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\)(?: is killed by signal: (\w+))?")
