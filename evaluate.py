@@ -10,10 +10,18 @@ accelerate launch evaluate.py --config configs/kitti.yaml --checkpoint runs/kitt
 
 from __future__ import annotations
 
+from featdepth.errors import InputError, end_at_interrupt, run_program
+
+if __name__ == "__main__":
+    end_at_interrupt()
+
 import argparse
 import copy
+import dataclasses
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +52,6 @@ from featdepth.config import Config, load_config, parse_arguments
 from featdepth.config_checks import check_config
 from featdepth.data import build_dataset
 from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
-from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.odometry_report import open_sequences, report_odometry
@@ -61,7 +68,9 @@ from featdepth.report import (
 )
 from featdepth.run import make_accelerator, versions
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
+from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
+from featdepth.wording import count
 
 
 class Subject(NamedTuple):
@@ -116,7 +125,8 @@ def main() -> None:
     subject = open_subject(accelerator, checkpoint, config, arguments.odometry)
     other = None if arguments.against is None else open_subject(accelerator, arguments.against, config)
     if arguments.odometry:
-        report_odometry(accelerator, subject.model, subject.loader, out, subject.about())
+        with scaled(accelerator, subject) as about:
+            report_odometry(accelerator, subject.model, subject.loader, out, about)
     elif subject.missing is None:
         report_scores(accelerator, subject, other, out, arguments.refine)
     elif other is None:
@@ -175,6 +185,9 @@ def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odom
         f"devices    {accelerator.num_processes} x {accelerator.device}\n"
         f"test       {dataset.describe()}"
     )
+    batch_bytes = config.evaluate.batch_size * sample_bytes(dataset)
+    batches = -(-len(dataset) // config.evaluate.batch_size)
+    check_shared_memory(accelerator, "test", batch_bytes, batches, config.data.workers)
     loader = accelerator.prepare(DataLoader(dataset, config.evaluate.batch_size, num_workers=config.data.workers))
     return Subject(str(checkpoint), model, config, loader, missing, leakage)
 
@@ -209,12 +222,15 @@ def report_scores(
     accelerator.print(f"median     {note}")
     scores = score_subject(accelerator, subject, pixel_median)
     other_scores = None if other is None else score_subject(accelerator, other, pixel_median)
-    refinement = None if refinement_steps is None else score_refinement(subject, refinement_steps)
+    refinement = (
+        None if refinement_steps is None else score_refinement(subject, refinement_steps, scores.metres_per_unit)
+    )
 
     def write() -> None:
         config, known = subject.config, scores.known
         skipped = len(subject.loader.dataset) - len(scores.results.samples)
         result = summarise(known, config) | {"skipped_images": skipped} | scores.about
+        result["without_truth"] = len(scores.results.samples) - len(known.samples)
         against = None if other is None else compare_subjects(known, other, other_scores, config)
         card = describe("depth", subject, known, skipped, scores.about["scale_source"])
         card |= describe_scores(known, config)
@@ -224,6 +240,12 @@ def report_scores(
         write_results(out, result, image_rows(scores.results, config))
         write_card(out, card, pictures)
         print(format_table(result))
+        if result["without_truth"]:
+            images = "image" if len(scores.results.samples) == 1 else "images"
+            print(
+                f"{result['without_truth']} of {len(scores.results.samples)} {images} had no valid ground truth inside "
+                "the crop and below the cap, and do not count"
+            )
         if against is not None:
             print(format_comparison(against))
         if refinement is not None:
@@ -245,14 +267,7 @@ def compare_subjects(this: Results, other: Subject, other_scores: Scores, config
 def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tensor | None) -> Scores:
     """Scores of all readable test images. Every process enters."""
     model, loader, config = subject.model, subject.loader, subject.config
-    unit, about = model.settings.metres_per_unit, subject.about()
-    if config.evaluate.camera_height is not None:
-        unit, found = scale_by_camera_height(accelerator, model, loader, config)
-        about |= {"scale_source": CAMERA_HEIGHT, "camera_height": found}
-        accelerator.print(
-            f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
-            f"{found['images']} images show the ground, {found['images_without_ground']} do not"
-        )
+    unit, about = find_scale(accelerator, subject)
 
     def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return score_images(model, batch, pixel_median, unit, moving_masks(loader.dataset, batch), config)
@@ -261,12 +276,48 @@ def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tens
     return Scores(Results.of(table, loader.dataset.samples), unit, about)
 
 
-def score_refinement(subject: Subject, steps: int) -> dict:
+def find_scale(accelerator: Accelerator, subject: Subject) -> tuple[float | None, dict]:
+    """Metres in a unit of the model, by `evaluate.camera_height` where that is set, and `about` with how it was found.
+
+    Every process enters. Raises InputError where no image shows the ground.
+    """
+    about = subject.about()
+    if subject.config.evaluate.camera_height is None:
+        return subject.model.settings.metres_per_unit, about
+    unit, found = scale_by_camera_height(accelerator, subject.model, subject.loader, subject.config)
+    accelerator.print(
+        f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
+        f"{found['images']} of {count(found['images'] + found['images_without_ground'], 'image')} show the ground"
+    )
+    return unit, about | {"scale_source": CAMERA_HEIGHT, "camera_height": found}
+
+
+@contextmanager
+def with_unit(model: FeatDepth, unit: float | None) -> Iterator[None]:
+    """The model with another length of its unit (metres), for a while."""
+    own = model.settings
+    model.settings = dataclasses.replace(own, metres_per_unit=unit)
+    try:
+        yield
+    finally:
+        model.settings = own
+
+
+@contextmanager
+def scaled(accelerator: Accelerator, subject: Subject) -> Iterator[dict]:
+    """The subject's model with the scale of `find_scale`, for a while; gives what is to be said of it."""
+    unit, about = find_scale(accelerator, subject)
+    with with_unit(subject.model, unit):
+        yield about
+
+
+def score_refinement(subject: Subject, steps: int, unit: float | None) -> dict:
     """Scores with and without causal refinement: from both cameras, where the configuration has them, else from one."""
     config = subject.config
     with_stereo = STEREO in config.data.frames and subject.model.scale_source is not None
     dataset = build_dataset(config, "test", frames=[0, STEREO] if with_stereo else [0], require_depth=True)
-    return finite(evaluate_refinement(subject.model, dataset, config, steps))
+    with with_unit(subject.model, unit):
+        return finite(evaluate_refinement(subject.model, dataset, config, steps))
 
 
 def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:
@@ -276,6 +327,10 @@ def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:
     InputError where the two do not go together.
     """
     model, config, loader = subject.model, subject.config, subject.loader
+    # The loss knows no metres, but how long the model's unit is can be told all the same.
+    unit, about = find_scale(accelerator, subject)
+    if config.evaluate.flip:
+        accelerator.print("note       evaluate.flip has no use for a loss: depth is not scored without ground truth")
     config.model, model.frames = model.settings, config.data.frames
     check_config(config, subject.checkpoint, check_files=False, training=False)
     if model.temporal_sources and not hasattr(model, "pose_decoder"):
@@ -294,10 +349,10 @@ def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:
     def write() -> None:
         results = Results.of(table, loader.dataset.samples)
         skipped = len(loader.dataset) - len(results.samples)
-        result = summarise_loss(results.table, subject.missing) | {"skipped_images": skipped} | subject.about()
-        card = describe("loss", subject, results, skipped, model.scale_source)
+        result = summarise_loss(results.table, subject.missing) | {"skipped_images": skipped} | about
+        card = describe("loss", subject, results, skipped, about["scale_source"])
         card |= describe_losses(results) | {"no_ground_truth": subject.missing, "against": None}
-        pictures = draw_extremes(model, loader.dataset, config, None, card)
+        pictures = draw_extremes(model, loader.dataset, config, unit, card)
         write_results(out, result)
         write_card(out, card, pictures)
         print(format_loss(result))

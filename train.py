@@ -6,6 +6,13 @@ accelerate launch train.py --config configs/kitti.yaml
 
 from __future__ import annotations
 
+from featdepth.data.baselines import check_baselines
+from featdepth.data.intrinsics_source import describe_intrinsics
+from featdepth.errors import InputError, end_at_interrupt, run_program
+
+if __name__ == "__main__":
+    end_at_interrupt()
+
 import argparse
 import math
 import sys
@@ -16,23 +23,39 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
-from tqdm import tqdm
 
-from featdepth.badsteps import BadSteps, propagate
+from featdepth.badsteps import BadSteps
 from featdepth.checkpoint import Progress, resume, save_checkpoint
 from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.data import augment, build_dataset, leaked_drives
-from featdepth.errors import InputError, run_program
+from featdepth.data.shape import shape_note
+from featdepth.learned_check import check_model
 from featdepth.models import FeatDepth, build_model
+from featdepth.models.batch_norm import synchronise_batch_norms
 from featdepth.objective import compute_losses
 from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
+from featdepth.progress import Display
 from featdepth.refine import is_transductive
-from featdepth.run import RunDirectory, bare_model, compilation, compiled, device_name, make_accelerator, versions
+from featdepth.run import (
+    RunDirectory,
+    bare_model,
+    begin_pass,
+    compilation,
+    compiled,
+    device_name,
+    make_accelerator,
+    precision,
+    records_graphs,
+    versions,
+)
 from featdepth.scale import describe_scale
-from featdepth.schedule import learning_rate
+from featdepth.schedule import fitted, learning_rate, notes, window_size
+from featdepth.shared_memory import check_shared_memory, sample_bytes
 from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
 from featdepth.validation import validate
+from featdepth.verdict import describe
+from featdepth.wording import count
 
 
 def main() -> None:
@@ -46,22 +69,27 @@ def main() -> None:
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data = build_dataset(config, "train")
     validation_data = build_dataset(config, "validation")
+    check_baselines(train_data.members)
     contaminated = leaked_drives(config, train_data.recordings())
-    train_loader = make_loader(train_data, config, shuffle=True)
-    validation_loader = make_loader(validation_data, config, shuffle=False)
+    pinned = accelerator.device.type == "cuda"
+    train_loader = make_loader(train_data, config, shuffle=True, pinned=pinned)
+    validation_loader = make_loader(validation_data, config, shuffle=False, pinned=pinned)
+    for part, loader in (("training", train_loader), ("validation", validation_loader)):
+        batch_bytes = config.train.batch_size * sample_bytes(loader.dataset)
+        check_shared_memory(accelerator, part, batch_bytes, len(loader), config.data.workers)
 
     # Networks and optimizer. One process of each machine goes first, so that weights are downloaded once.
     with accelerator.local_main_process_first():
         learned = config.model.intrinsics == "learned"
         model = build_model(config, train_data.start_intrinsics() if learned else None)
-    for dataset in (train_data, validation_data) if learned else ():
-        dataset.number_cameras(model.cameras.names)
+    if learned:
+        validation_data.number_cameras(model.cameras.names)
     model.record_training(train_data.recordings(), contaminated, versions())
     kinds = {member.config.kind for member in train_data.members}
     model.record_configuration(to_dict(config), kinds, is_transductive(config, train_data.recordings()))
     model = model.to(memory_format=torch.channels_last)
-    if config.train.sync_batch_norm and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.train.sync_batch_norm and accelerator.num_processes > 1:
+        synchronise_batch_norms(model, accelerator.num_processes)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(
         trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
@@ -70,24 +98,33 @@ def main() -> None:
         model, optimizer, train_loader, validation_loader
     )
     bare = bare_model(accelerator, model)
+    # A recorded backward pass overwrites its gradients in the next pass: they are added to memory that stays.
+    keeps_gradients = records_graphs(accelerator)
+    for parameter in trainable if keeps_gradients else ():
+        parameter.grad = torch.zeros_like(parameter)
     # Where the launcher asks for it Accelerate has compiled the networks; what surrounds them is compiled here.
     augment_batch, losses_of = compiled(accelerator, augment), compiled(accelerator, compute_losses)
     if len(train_loader) == 0:
         raise InputError(
-            f"train.batch_size {config.train.batch_size} x {accelerator.num_processes} processes is more than the "
-            f"{len(train_data)} training samples; lower it"
+            f"train.batch_size {config.train.batch_size} x {count(accelerator.num_processes, 'process', 'processes')} "
+            f"is more than the {count(len(train_data), 'training sample')}; lower it"
         )
 
     # Where the run stands. Dropout differs between processes from here on; all else is drawn per sample.
     set_seed(config.train.seed, device_specific=True)
     progress, checkpoints, resumed = Progress(), directory / "checkpoints", None
     conditions = circumstances(accelerator, config, train_data.samples, validation_data.samples)
+    accumulate = config.train.accumulate
+    steps_per_epoch = math.ceil(len(train_loader) / accumulate)
+    schedule = fitted(config.schedule, config.train.epochs, steps_per_epoch)
+    conditions["warm-up"] = schedule.warmup_steps
     bare.training_record["configuration_digest"] = configuration_digest(conditions, config)
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
+        for group in optimizer.param_groups:  # a checkpoint brings its own
+            group["weight_decay"] = config.optimizer.weight_decay
 
-    steps_per_epoch = math.ceil(len(train_loader) / config.train.accumulate)
-    steps_done = math.ceil(progress.batch / config.train.accumulate)  # of the epoch in progress
+    steps_done = math.ceil(progress.batch / accumulate)  # of the epoch in progress
     total_steps = progress.step + (config.train.epochs - progress.epoch) * steps_per_epoch - steps_done
     if config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)
@@ -101,26 +138,45 @@ def main() -> None:
         accelerator.init_trackers("featdepth", config=flat_config(config))
     interval = IntervalLog(accelerator)
     interval.restore(progress.interval)
-    bad_steps = BadSteps(bare, optimizer.optimizer, config.train.max_bad_steps, progress.bad_in_a_row)
+    bad_steps = BadSteps(
+        bare, optimizer.optimizer, config.train.max_bad_steps, progress.bad_in_a_row, accelerator.scaler
+    )
     requests = Requests(accelerator, timedelta(seconds=config.train.timeout))
 
-    batch_size = config.train.batch_size * accelerator.num_processes * config.train.accumulate
+    batch_size = config.train.batch_size * accelerator.num_processes
+    last_window = window_size(len(train_loader) - 1, len(train_loader), accumulate)
+    an_epoch = f"{steps_per_epoch} an epoch"
+    if last_window < accumulate:
+        an_epoch += f", the last of {last_window * batch_size}"
     accelerator.print(
         f"run        {directory}{f', continued from {resumed}' if resumed else ''}\n"
         f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
-        f"precision {accelerator.mixed_precision}, compilation {compilation(accelerator)}\n"
+        f"precision {precision(accelerator)}, compilation {compilation(accelerator)}\n"
         f"objective  {config.model.objective}, {sum(map(torch.numel, trainable)):,} parameters to learn\n"
         f"depth      {describe_scale(bare.scale_source) if bare.has_depth else 'none'}\n"
+        f"intrinsics {describe_intrinsics(train_data.members, learned)}\n"
         f"training   {train_data.describe()}\n"
         f"validation {validation_data.describe()}\n"
-        f"schedule   {total_steps} steps of {batch_size} samples, {steps_per_epoch} an epoch"
+        f"schedule   {count(total_steps, 'step')} of {count(batch_size * accumulate, 'sample')}, {an_epoch}"
     )
+    if (note := shape_note(train_data, (config.data.height, config.data.width))) is not None:
+        accelerator.print(f"note       {note}")
+    for note in notes(config.schedule, config.train.epochs, steps_per_epoch, config.train.max_steps):
+        accelerator.print(f"note       {note}")
     if contaminated:
         accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")
 
     def save() -> None:
         progress.interval, progress.bad_in_a_row = interval.state(), int(bad_steps.in_a_row)
         save_checkpoint(accelerator, checkpoints, progress, conditions, config.train.keep_checkpoints)
+
+    def check(checked: FeatDepth) -> None:
+        """At the end of a training: has the model learned anything?"""
+        found = check_model(checked, validation_data, config, accelerator.device)
+        checked.record_check(found)
+        if found is not None:
+            which = "last" if checked is bare else "best"
+            bar.write(f"check      {which} model: {describe(found)}")
 
     def close_epoch(result: dict[str, float]) -> None:
         """Write down a validation: losses and depth scores, pictures, models."""
@@ -135,21 +191,22 @@ def main() -> None:
             if bare.cameras is not None and (warning := bare.cameras.warning((bare.height, bare.width))):
                 bar.write(f"note: {warning}")
             metrics.write(line)
+            if 0 < progress.step >= total_steps:
+                check(bare)
             path = directory / f"images/step_{progress.step:07d}.png"
             draw_panel(bare, validation_data, config, accelerator.device, path)
             bare.save_pretrained(directory / "model_last")
             if is_best:
                 bare.save_pretrained(directory / "model")
+            elif 0 < progress.step >= total_steps and (directory / "model").is_dir():
+                best = FeatDepth.from_pretrained(directory / "model").to(accelerator.device)
+                check(best)
+                best.save_pretrained(directory / "model")
 
         together(accelerator, write, main_only=True)
 
-    bar = tqdm(
-        total=total_steps,
-        initial=progress.step,
-        unit="step",
-        dynamic_ncols=True,
-        disable=not accelerator.is_main_process or not sys.stderr.isatty(),
-    )
+    is_main = accelerator.is_main_process
+    bar = Display("training", total_steps, "steps", progress.step, first_seconds=0, hidden=not is_main)
     model.train()
     asked_for, saved = NOTHING, progress.step
     while progress.step < total_steps or progress.validated < progress.step:
@@ -162,20 +219,23 @@ def main() -> None:
         asked = time.perf_counter()
         for batch in batches:
             waited = time.perf_counter() - asked
+            begin_pass(accelerator)
             with accelerator.accumulate(model):
                 batch = augment_batch(batch)
                 prediction = model(batch)
                 losses = losses_of(prediction, batch, config)
                 loss = torch.stack(list(losses.values())).sum(0).mean()
-                accelerator.backward(propagate(loss))
+                # Accelerate divides by `accumulate`; the last step of an epoch may have fewer batches.
+                window = window_size(progress.batch, len(train_loader), accumulate)
+                accelerator.backward(bad_steps.watch(loss) * (accumulate / window))
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(trainable, config.optimizer.clip_norm or math.inf)
                     bad = bad_steps.judge(norm)
-                rate = learning_rate(progress.step, progress.epoch, config.optimizer.lr, config.schedule)
+                rate = learning_rate(progress.step, progress.epoch, config.optimizer.lr, schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.step()
-                optimizer.zero_grad()
+                optimizer.zero_grad(set_to_none=not keeps_gradients)
             bare.follow_cameras(batch, prediction)
             interval.add(losses, batch["replaced"], waited)
             bad_steps.samples.append(batch["index"])
@@ -185,6 +245,8 @@ def main() -> None:
                 continue
 
             progress.step += 1
+            if not bar.said_any and accelerator.device.type == "cuda":
+                torch.cuda.synchronize()  # once, for an honest time of the first step
             bar.update()
             bad_steps.settle(progress.step, bad)
             interval.settle(bad)
@@ -192,11 +254,14 @@ def main() -> None:
                 values = interval.close()
                 if bare.cameras is not None:
                     values |= bare.cameras.log()
+                if accelerator.scaler is not None:
+                    values["loss_scale"] = accelerator.scaler.get_scale()
                 line = {"split": "train", "epoch": progress.epoch, "step": progress.step, "lr": rate, **values}
                 metrics.write(line)
                 accelerator.log({f"train/{key}": value for key, value in {"lr": rate, **values}.items()}, progress.step)
-                if accelerator.is_main_process:
-                    time_left = (total_steps - progress.step) * batch_size / values["images_per_second"]
+                if is_main:
+                    samples_left = (total_steps - progress.step) * batch_size * len(train_loader) / steps_per_epoch
+                    time_left = samples_left / values["images_per_second"]
                     bar.write(f"{log_line(line)}  left {timedelta(seconds=round(time_left))}")
             if progress.step % config.train.max_bad_steps == 0 or progress.step == total_steps:
                 bad_steps.check(accelerator, train_data.samples, directory)
@@ -249,8 +314,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
 
 
-def make_loader(dataset, config: Config, shuffle: bool) -> DataLoader:
-    """Batches of `train.batch_size`; training shuffles and drops an incomplete last batch."""
+def make_loader(dataset, config: Config, shuffle: bool, pinned: bool = False) -> DataLoader:
+    """Batches of `train.batch_size`; training shuffles and drops an incomplete last batch.
+
+    pinned: in memory from which a GPU copies while the host goes on.
+    """
     return DataLoader(
         dataset,
         batch_size=config.train.batch_size,
@@ -258,7 +326,7 @@ def make_loader(dataset, config: Config, shuffle: bool) -> DataLoader:
         drop_last=shuffle,
         num_workers=config.data.workers,
         persistent_workers=config.data.workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         worker_init_fn=outlive_signals,
         # An iterator draws a seed when it is made; from the global state that would shift dropout after a resume.
         generator=torch.Generator().manual_seed(config.train.seed),

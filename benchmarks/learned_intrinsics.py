@@ -25,6 +25,7 @@ from featdepth.data.synthetic import drive_parts, write_street
 from featdepth.data.synthetic_kitti import DATES, Rig
 from featdepth.files import write_text
 from featdepth.models.storage import read_model_directory, write_model_directory
+from featdepth.wording import count
 
 COLUMNS = [
     Column("start", "start, %", 1),
@@ -106,7 +107,7 @@ def main() -> None:
         if arguments.init:
             rows["the initial model"] = score(arguments.init.resolve(), tests)["median_scaled"]
         rows |= {"constant depth": scores["constant_depth"], "per-pixel median": scores["pixel_median"]}
-    print(f"\n{scores['images']} images\n{heading(COLUMNS)}")
+    print(f"\n{count(scores['images'], 'image')}\n{heading(COLUMNS)}")
     for name, row in rows.items():
         print(table_line(name, row, COLUMNS))
     print(f"abs_rel with learned intrinsics / with true ones: {learned['abs_rel'] / given['abs_rel']:.3f}")

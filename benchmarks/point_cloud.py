@@ -33,6 +33,7 @@ from featdepth.data.synthetic_rays import camera_rays, cast
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_bytes
 from featdepth.metrics.depth import depth_errors, evaluation_mask
+from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.prediction.fusion import View, fuse
 from featdepth.prediction.point_cloud import VERTEX, depth_to_points, write_ply
@@ -107,7 +108,8 @@ def scored_depths(folder: Path) -> dict[tuple[str, int], np.ndarray]:
     depths = {}
     for sample in dataset.samples:
         depth = torch.from_numpy(dataset.load_depth(sample))
-        mask = evaluation_mask(depth, config.evaluate.crop, config.evaluate.cap)
+        protocol = protocol_of(config)
+        mask = evaluation_mask(depth, protocol.crop, protocol.cap)
         depths[Path(sample.drive).name, sample.frame] = np.where(mask, depth, 0.0)
     return depths
 

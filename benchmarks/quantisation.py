@@ -26,6 +26,7 @@ from featdepth.config import Config, Model, load_config
 from featdepth.data import augment, build_dataset
 from featdepth.export import DepthNetwork, DepthProgram, export_program, load_predictor, natural_images, save_onnx
 from featdepth.metrics.depth import METRICS, mean_scores, score_batch
+from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.processes import keep_freed_memory
 from featdepth.quantise import KEPT_FLOAT, load_calibration, quantise
@@ -146,8 +147,7 @@ def score(
             1 / predict(batch["images"][:, 0].contiguous()),
             batch["depth"],
             batch["depth_size"],
-            config.evaluate.crop,
-            config.evaluate.cap,
+            *protocol_of(config),
             scale=1.0 if has_scale else None,
         )
         rows.append(scores.fixed_scale if has_scale else scores.median_scaled)

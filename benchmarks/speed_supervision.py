@@ -17,6 +17,7 @@ from measure import REPOSITORY, Column, device_of, finish, heading, run_python, 
 
 from featdepth.data.synthetic import write_street
 from featdepth.metrics.depth import METRICS
+from featdepth.wording import count
 
 CONFIG = REPOSITORY / "configs/demo.yaml"
 OPTIONS = [
@@ -61,7 +62,7 @@ def main() -> None:
 
     result["rows"] = {title: scores[name] for name, title in ROWS.items()}
     result["scale_ratio"] = scores["scale_ratio"]
-    print(f"\n{scores['images']} images, metres from {scores['scale_source']}\n{heading(COLUMNS)}")
+    print(f"\n{count(scores['images'], 'image')}, metres from {scores['scale_source']}\n{heading(COLUMNS)}")
     for title, row in result["rows"].items():
         print(table_line(title, row, COLUMNS))
     scaled, unscaled = (scores[name]["abs_rel"] for name in ("median_scaled", "fixed_scale"))

@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 
 from featdepth.circumstances import differences, same_place
 from featdepth.errors import InputError, one_line
-from featdepth.files import read_bytes
+from featdepth.files import read_json
 from featdepth.processes import together
 from featdepth.torch_files import check_torch_archive
 
 MANIFEST = "manifest.json"
+SCALER = "scaler.pt"  # Accelerate's name for the scale of the loss in fp16
 PREFIX = "step_"
 LARGEST_MANIFEST = 16 << 20  # bytes
 
@@ -119,7 +120,7 @@ def write_manifest(folder: Path, progress: Progress, conditions: dict[str, objec
 def read_manifest(folder: Path) -> dict:
     """The manifest of a checkpoint. InputError when it is damaged, or a file has not the size that it says."""
     try:
-        content = json.loads(read_bytes(folder / MANIFEST, LARGEST_MANIFEST, "the list of the checkpoint's files"))
+        content = read_json(folder / MANIFEST, LARGEST_MANIFEST, "the list of the checkpoint's files")
         progress, conditions = content["progress"], content["conditions"]
         counts = [conditions["processes"], conditions["train.batch_size"]]
         if not is_progress(progress) or not all(type(count) is int and 0 < count < 2**31 for count in counts):
@@ -250,12 +251,16 @@ def resume(
 
 
 def load_state(accelerator: Accelerator, path: Path) -> None:
-    """Accelerate's state, and the proof that the random numbers, whose absence it hides, are among it."""
+    """Accelerate's state, and the proof that the random numbers, whose absence it hides, are among it.
+
+    A run that was not in fp16 has no scale of the loss to load: one in fp16 begins with a new one.
+    """
+    scaler = accelerator.scaler
     try:
-        for file in path.glob("*.bin"):
+        for file in (*path.glob("*.bin"), *path.glob("*.pkl"), *path.glob("*.pt")):
             check_torch_archive(file)
-        for file in path.glob("*.pkl"):
-            check_torch_archive(file)
+        if not (path / SCALER).exists():
+            accelerator.scaler = None
         accelerator.load_state(str(path))
         file = random_state_file(path, accelerator.process_index)
         if file.exists() and not torch.equal(load_plain_values(file)["torch_manual_seed"], torch.get_rng_state()):
@@ -268,6 +273,8 @@ def load_state(accelerator: Accelerator, path: Path) -> None:
             f"{path}: does not fit this model ({' '.join(str(error).split())[:200]}); set the model section as in the "
             "run's config.yaml"
         ) from error
+    finally:
+        accelerator.scaler = scaler
 
 
 def random_state_file(folder: Path, rank: int) -> Path:

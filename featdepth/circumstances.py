@@ -30,6 +30,7 @@ NOTED = {
     "versions": "rounding may differ",
     "threads": "rounding may differ",
     "compilation": "rounding and dropout may differ",
+    "warm-up": "as long as a part of the run, whose length has changed; its learning rates differ",
 }
 
 # What does not make another configuration, beside what only rounding notices.
@@ -104,6 +105,8 @@ def differences(saved: dict[str, object], now: dict[str, object]) -> tuple[list[
     """What has changed: in words, with what it means; first what makes another run, then what only rounding notices."""
     changes, notes = [], []
     for key in now.keys() | saved.keys():
+        if key == "warm-up" and key not in saved:
+            continue  # a checkpoint of the time when it was no part of the run's length
         if saved.get(key) != now.get(key):
             text = f"{shown(key)} was {shown(saved.get(key))}, is {shown(now.get(key))}"
             if key in NOTED:

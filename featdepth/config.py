@@ -18,10 +18,10 @@ from typing import Any, NoReturn, get_type_hints
 
 import yaml
 
-from featdepth.config_checks import COMMAND_LINE, check_config
+from featdepth.config_checks import CHOICES, COMMAND_LINE, check_config
 from featdepth.config_values import Dumper, convert, describe, parse_yaml, shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_text, write_text
 
 LARGEST_CONFIG = 1 << 16  # bytes; a configuration has 4 kB, and YAML takes a second for ten times as much
 
@@ -56,7 +56,9 @@ class Data:
     workers: int = 4  # loader processes of each training process
     cache: str | None = None  # folder that keeps decoded frames (featdepth.data.cache); null: decode each time
     cache_gb: float | None = None  # GB at which nothing more is added to it; null: what leaves 1 GB of the disk free
-    min_distance: float | None = None  # metres to each neighbour in time: training leaves out samples that move less
+    min_distance: float | None = (
+        None  # metres to each neighbour in time: what moves less is neither trained nor validated on
+    )
     min_motion: float | None = None  # the same in pixels at `width`, from the pictures (featdepth.data.motion)
     mix: list[str] = field(default_factory=list)  # configuration files whose data train along (featdepth.data.mix)
     mix_weights: list[float] | None = None  # how often own data and each of `mix` are drawn; null: by their samples
@@ -127,7 +129,7 @@ class Train:
     keep_checkpoints: int = 3  # newest checkpoints that are kept
     max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite: at so many the run ends
     timeout: int = 600  # seconds that a process waits for the others before it gives up
-    sync_batch_norm: bool = True  # batch statistics over all GPUs
+    sync_batch_norm: bool = True  # batch statistics over all processes
     gradient_checkpointing: bool = False  # less memory for more time: backward recomputes activations; same values
     panel_samples: int = 4  # validation samples shown in images/
 
@@ -135,8 +137,8 @@ class Train:
 @dataclass
 class Evaluate:
     protocol: str = "eigen"  # "eigen": raw LiDAR; "eigen_improved": proj_depth/groundtruth; "own": other data sets'
-    crop: str = "garg"  # "garg" or "none"
-    cap: float = 80.0  # metres: ground truth beyond it is ignored, predictions are clamped to it
+    crop: str | None = None  # "garg", "cityscapes" or "none"; null: what the field does (featdepth.metrics.protocols)
+    cap: float | None = None  # metres: truth beyond it is ignored, predictions are clamped to it; null: as the field
     flip: bool = False  # average with the prediction of the mirrored image
     camera_height: float | None = None  # metres above the ground: scale from it; null: the model's own
     batch_size: int = 8  # images per process
@@ -188,7 +190,7 @@ def load_config(
     if os.path.isdir(path):
         raise InputError(f"{source}: cannot read the configuration: Is a directory")
     try:
-        text = read_bytes(path, LARGEST_CONFIG, "the configuration").decode("utf-8")
+        text = read_text(path, LARGEST_CONFIG, "the configuration", errors="strict")
     except UnicodeDecodeError:
         raise InputError(f"{source}: not a text file in UTF-8") from None
     values = flatten(parse_yaml(text, source), source)
@@ -233,14 +235,24 @@ def flatten(values: Any, source: str) -> dict[str, Any]:
     return flat
 
 
+# Lists of a fixed length, as they are written.
+FIXED_LISTS = {
+    "data.crop": "four parts, as in [0.25, 0.0, 0.0, 0.0]: top, bottom, left, right",
+    "model.pose_size": "two sides, as in [192, 640]: height, width",
+}
+
+
 def typed(name: str, value: Any, source: str) -> Any:
     """`value` as the type that the key `name` ("section.key") declares; raises InputError when it cannot be that."""
     if name not in TYPES:
         raise unknown_key(name, source)
+    if isinstance(value, str) and value in CHOICES.get(name, ()):
+        return value  # also "none", which is null elsewhere
     try:
         value = convert(value, TYPES[name])
     except ValueError as error:
-        message = f"{source}: {name} is {shown(value)}, expected {describe(TYPES[name])}{error}"
+        advice = f"; write {FIXED_LISTS[name]}" if name in FIXED_LISTS and not isinstance(value, list) else error
+        message = f"{source}: {name} is {shown(value)}, expected {describe(TYPES[name])}{advice}"
         raise InputError(message) from None
     if name not in PATHS or not isinstance(value, str | list):
         return value

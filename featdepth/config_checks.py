@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from featdepth.config_values import shown
 from featdepth.errors import InputError
+from featdepth.metrics.protocols import CITYSCAPES_CUT
 from featdepth.scale import scale_of_training
+from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -55,7 +57,7 @@ CHOICES = {
     "model.feature_layers": LAYERS,
     "model.pose_start": ("published", "he"),
     "evaluate.protocol": ("eigen", "eigen_improved", "own"),
-    "evaluate.crop": ("garg", "none"),
+    "evaluate.crop": ("garg", "cityscapes", "none"),
 }
 POSITIVE = (
     "data.cache_gb",
@@ -141,7 +143,7 @@ def value_of(config: Config, name: str) -> object:
 def check_choices(config: Config) -> Problems:
     for name, choices in CHOICES.items():
         value = value_of(config, name)
-        if value not in choices:
+        if value is not None and value not in choices:
             yield name, f"is {shown(value)}, expected {one_of(value, choices)}"
 
 
@@ -204,6 +206,8 @@ def check_kind(config: Config) -> Problems:
     if protocol not in kind.protocols:
         expected = one_of(protocol, kind.protocols)
         yield "evaluate.protocol", f"is {protocol}, but the ground truth of data.kind {data.kind} is {expected}"
+    if config.evaluate.crop == "cityscapes" and data.crop != CITYSCAPES_CUT:
+        yield "evaluate.crop", f"is cityscapes, which is made for data.crop {CITYSCAPES_CUT}, not {shown(data.crop)}"
     if len(data.crop) != 4:
         yield "data.crop", f"is {shown(data.crop)}, expected four parts: top, bottom, left, right"
     elif min(data.crop) < 0 or data.crop[0] + data.crop[1] > 0.9 or data.crop[2] + data.crop[3] > 0.9:
@@ -255,7 +259,7 @@ def check_scale(config: Config, training: bool) -> Problems:
 def check_mix(config: Config) -> Problems:
     data, weights = config.data, config.data.mix_weights
     if weights is not None and (len(weights) != 1 + len(data.mix) or min(weights) <= 0):
-        expected = f"{1 + len(data.mix)} numbers above 0: for the own data and for each of data.mix"
+        expected = f"{count(1 + len(data.mix), 'number')} above 0: for the own data and for each of data.mix"
         yield "data.mix_weights", f"is {shown(weights)}, expected {expected}"
     if not 0 <= data.drive_balance <= 1:
         yield "data.drive_balance", f"is {data.drive_balance}, it lies between 0 (by samples) and 1 (by drives)"
@@ -278,7 +282,7 @@ def check_side(name: str, side: int, smallest: int) -> Problems:
     below = max(side // STRIDE * STRIDE, smallest)
     above = max(below + STRIDE, smallest)
     if side < smallest:
-        yield name, f"has {side} pixels, it must be a multiple of {STRIDE} and at least {smallest}"
+        yield name, f"has {count(side, 'pixel')}, it must be a multiple of {STRIDE} and at least {smallest}"
     elif side % STRIDE:
         yield name, f"has {side} pixels, it must be a multiple of {STRIDE}: {below} or {above}"
 

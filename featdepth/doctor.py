@@ -20,15 +20,17 @@ from featdepth.diagnosis.findings import PROBLEM, WARNING, Finding, faults_of
 from featdepth.diagnosis.focal_length import check_focal_length
 from featdepth.diagnosis.ground_truth import check_ground_truth
 from featdepth.diagnosis.leakage import check_leakage
-from featdepth.diagnosis.movement import check_exposure, check_motion
+from featdepth.diagnosis.movement import check_exposure, check_motion, check_texture
 from featdepth.diagnosis.order import check_order
 from featdepth.diagnosis.pictures import draw_pictures
-from featdepth.diagnosis.plausibility import check_plausibility
+from featdepth.diagnosis.plausibility import check_plausibility, check_shape
 from featdepth.diagnosis.stereo import check_stereo
 from featdepth.diagnosis.survey import Survey
 from featdepth.diagnosis.times import check_files, check_neighbours, check_parts, check_times
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
+from featdepth.threads import one_thread
+from featdepth.wording import count
 
 SAMPLES = 24
 # In this order: some checks mean nothing after the faults that others found.
@@ -37,9 +39,11 @@ CHECKS = (
     check_leakage,
     check_neighbours,
     check_times,
+    check_texture,
     check_order,
     check_motion,
     check_exposure,
+    check_shape,
     check_plausibility,
     check_focal_length,
     check_stereo,
@@ -60,10 +64,11 @@ def main() -> None:
 
     survey = Survey(config, arguments.samples)
     findings = []
-    for finding in examine(survey):
-        findings.append(finding)
-        print(finding.line(), flush=True)
-    pictures = draw_pictures(survey, out)
+    with one_thread():
+        for finding in examine(survey):
+            findings.append(finding)
+            print(finding.line(), flush=True)
+        pictures = draw_pictures(survey, out)
     for finding in check_cost(survey):
         findings.append(finding)
         print(finding.line(), flush=True)
@@ -73,7 +78,8 @@ def main() -> None:
     record = {"problems": problems, "warnings": warnings, "seconds": round(seconds, 1), "pictures": pictures}
     record["findings"] = [finding.record() for finding in findings]
     write_text(out / "report.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(f"{problems} problems, {warnings} warnings in {seconds:.0f} s; pictures and report.json in {out}")
+    found = f"{count(problems, 'problem')}, {count(warnings, 'warning')}"
+    print(f"{found} in {seconds:.0f} s; pictures and report.json in {out}")
     sys.exit(1 if problems else 0)
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 # What the operating system says when the place that we write to is the problem, not the program.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -36,11 +42,31 @@ def one_line(error: BaseException) -> str:
     return lines[-1].removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
 
 
+def end_at_interrupt() -> None:
+    """Let Ctrl-C end this program without a traceback while it is still importing: `run_program` takes over then.
+
+    Each program calls this between its first imports and the slow ones. An exception in their midst would not do:
+    libraries catch it or make another of it.
+    """
+    # Whoever starts a program in the background of a script has it ignore Ctrl-C; so it remains.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_interrupted)
+
+
+def end_interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
+    os._exit(INTERRUPTED)
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run `main`; an end that can be explained is one line on standard error, without a traceback.
 
-    Exit code 2 for bad input or a place that cannot be written to, 1 for a lost process or loader process.
+    Exit code 2 for bad input or a place that cannot be written to, 130 after Ctrl-C, 1 for a lost process or loader
+    process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # lines in a file or a pipe are seen when they are printed
+    if signal.getsignal(signal.SIGINT) is end_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except FailedElsewhere:
@@ -48,7 +74,7 @@ def run_program(main: Callable[[], None]) -> None:
     except InputError as error:
         complain(one_line(error), 2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(INTERRUPTED)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -84,9 +110,18 @@ def explain_loss(error: RuntimeError) -> str | None:
     worker = LOST_WORKER.search(str(error))
     if worker:
         reason = f"killed by signal {worker[2]}" if worker[2] else "gone"
+        if worker[2] == "Bus":
+            return (
+                f"loader process {worker[1]} is {reason}: no room is left in shared memory, /dev/shm; give a "
+                "container more (docker run --shm-size=8g), or lower data.workers, and continue with --resume"
+            )
         return (
             f"loader process {worker[1]} is {reason}, often for want of memory; lower data.workers or "
             "train.batch_size, and continue with --resume"
+        )
+    if "shared memory object" in str(error):
+        return (
+            f"loader processes have no shared memory ({one_line(error)[:160]}); mount /dev/shm, or set data.workers=0"
         )
     connected = distributed.is_available() and distributed.is_initialized()
     if connected and (isinstance(error, distributed.DistError) or LOST_PROCESS.search(str(error))):

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
+import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from featdepth.errors import InputError
 
 # Bytes of a safetensors header; a model's has 100 kB. The format allows 100 MB, which take seconds and gigabytes.
 LARGEST_HEADER = 1 << 20
+# The longest first: the mark of UTF-32 begins with that of UTF-16.
+OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 @contextmanager
@@ -41,6 +50,33 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises InputError as `open_plain` does."""
     with open_plain(path, limit, what) as file:
         return file.read()
+
+
+def read_text(path: str | Path, limit: int, what: str, errors: str = "replace") -> str:
+    """The text of a file in UTF-8, without a byte order mark and with line ends of \n, whoever wrote it.
+
+    All text that others may have written comes through here: editors of Windows begin files with the mark, which would
+    become a part of the first word. errors: of `bytes.decode`; comments are often in another encoding. Raises
+    InputError as `open_plain` does, and for UTF-16 and UTF-32; with "strict" UnicodeDecodeError.
+    """
+    content = read_bytes(path, limit, what)
+    other = next((name for mark, name in OTHER_MARKS.items() if content.startswith(mark)), None)
+    if other is None and b"\0" in content:
+        zeros = sorted((content[::2].count(0), content[1::2].count(0)))
+        if zeros[0] == 0 and zeros[1] > len(content) / 3:  # without a mark, of mostly ASCII
+            other = "UTF-16"
+    if other is not None:
+        raise InputError(f"{path}: text in {other}, which is not read; save {what} as UTF-8")
+    text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: str | Path, limit: int, what: str, **options: Any) -> Any:
+    """The value in a JSON file; options: of `json.loads`.
+
+    Raises InputError as `read_text` does, ValueError or RecursionError for what is no JSON in UTF-8.
+    """
+    return json.loads(read_text(path, limit, what, errors="strict"), **options)
 
 
 def read_safetensors(path: str | Path, limit: int, what: str) -> bytes:

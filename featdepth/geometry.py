@@ -3,6 +3,7 @@
 Pixel centres sit at integers, so an image of width W spans the pixels 0 .. W - 1. Camera axes: x right, y down,
 z forward. A transform is named `to_from_from`, e.g. `source_from_target`, and maps points of the second frame into
 the first. Everything here is float32 geometry that knows nothing of networks; shapes and devices come from the inputs.
+Numbers enter as scalars: a tensor made of them would be copied to the device, which the host would wait for.
 """
 
 from __future__ import annotations
@@ -21,16 +22,15 @@ def resize_intrinsics(intrinsics: Tensor, from_size: tuple[int, int], to_size: t
     The borders of the image stay put, which moves the centre of pixel x to (x + 0.5) * scale - 0.5.
     """
     scale_y, scale_x = to_size[0] / from_size[0], to_size[1] / from_size[1]
-    resize = intrinsics.new_tensor(
-        [[scale_x, 0.0, 0.5 * scale_x - 0.5], [0.0, scale_y, 0.5 * scale_y - 0.5], [0.0, 0.0, 1.0]]
-    )
-    return resize @ intrinsics
+    x, y, last = intrinsics.unbind(-2)
+    x, y = scale_x * x + (0.5 * scale_x - 0.5) * last, scale_y * y + (0.5 * scale_y - 0.5) * last
+    return torch.stack([x, y, last], dim=-2)
 
 
 def crop_intrinsics(intrinsics: Tensor, left: float, top: float) -> Tensor:
     """Intrinsics `[..., 3, 3]` after cutting `left` columns and `top` rows (pixels) off the image."""
-    shift = intrinsics.new_tensor([[1.0, 0.0, -left], [0.0, 1.0, -top], [0.0, 0.0, 1.0]])
-    return shift @ intrinsics
+    x, y, last = intrinsics.unbind(-2)
+    return torch.stack([x - left * last, y - top * last, last], dim=-2)
 
 
 def flip_intrinsics(intrinsics: Tensor, width: int) -> Tensor:

@@ -7,6 +7,8 @@ with several cameras `FILE#NAME` chooses one: `cameras.txt#2`, `calib_cam_to_cam
 from __future__ import annotations
 
 import math
+import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ import torch
 from featdepth.config_values import shown
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
-from featdepth.intrinsics_formats import matrix, read_cameras, read_colmap_cameras
+from featdepth.intrinsics_formats import read_cameras, read_colmap_cameras
+from featdepth.intrinsics_values import matrix
 from featdepth.lenses import Lens
 
 __all__ = ["field_of_view_intrinsics", "read_colmap_cameras", "read_intrinsics", "read_pinhole"]
 
+NEAR_CENTRE = 0.05  # of the longer side: a principal point at most so far from a centre belongs to it
 SHORTEST, LONGEST = 0.1, 20.0  # focal lengths that exist, in widths or heights of the image, whichever is longer
 
 
@@ -34,6 +38,8 @@ def read_intrinsics(path: str | Path, size: tuple[int, int] | None = None) -> Le
     lens = choose(file, read_cameras(file, size), name)
     lens = lens if size is None else resized(file, lens, size)
     check_plausible(path, lens)
+    if size is not None and belongs_to_stored_picture(lens):
+        warn_of_turn(str(path), *lens.intrinsics[:2, 2].tolist(), size)
     return lens
 
 
@@ -92,6 +98,23 @@ def resized(path: Path, lens: Lens, size: tuple[int, int]) -> Lens:
         )
     intrinsics = resize_intrinsics(torch.from_numpy(lens.intrinsics), lens.size, size)
     return lens._replace(intrinsics=intrinsics.numpy(), size=size)
+
+
+def belongs_to_stored_picture(lens: Lens) -> bool:
+    """Whether the principal point lies at the centre of the transposed picture, and not at that of the picture."""
+    middle = (np.array(lens.size[::-1]) - 1) / 2
+    point, near = lens.intrinsics[:2, 2], max(lens.size) * NEAR_CENTRE
+    return np.linalg.norm(point - middle[::-1]) < near < np.linalg.norm(point - middle)
+
+
+@cache
+def warn_of_turn(path: str, x: float, y: float, size: tuple[int, int]) -> None:
+    """Say once that a calibration seems to be of the pictures as they are stored."""
+    print(
+        f"warning: {path}: the principal point ({x:g}, {y:g}) is at the centre of pictures of {size[0]} x {size[1]} "
+        f"pixels, these have {size[1]} x {size[0]} once turned upright; give the intrinsics of the upright picture",
+        file=sys.stderr,
+    )
 
 
 def check_plausible(path: str | Path, lens: Lens) -> None:

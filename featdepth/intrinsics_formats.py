@@ -5,24 +5,25 @@ Everything that leaves this module has its pixel centres at integers from 0, wha
 
 from __future__ import annotations
 
-import math
-import numbers
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from featdepth.config_values import parse_yaml, shown
+from featdepth.config_values import shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
-from featdepth.lenses import COEFFICIENTS, Lens, check_pinhole
+from featdepth.files import read_text
+from featdepth.intrinsics_values import checked_size, make_lens, matrix, parse_numbers
+from featdepth.intrinsics_yaml import is_yaml, read_json_cameras, read_yaml_cameras
+from featdepth.lenses import Lens
 
 LARGEST_FILE = 1 << 20  # bytes
-LARGEST_SIDE = 100_000  # pixels
 FORMATS = (
-    "a 3x3 matrix, one line `fx fy cx cy`, COLMAP's cameras.txt, an OpenCV or ROS camera yaml, or a KITTI calibration"
+    "a 3x3 matrix (3x4 and 4x4 too), one line `fx fy cx cy`, COLMAP's cameras.txt, a yaml of OpenCV, ROS, Kalibr or "
+    "EuRoC, NeRF's transforms.json, or a KITTI calibration"
 )
+SHAPES = [[3, 3, 3], [4, 4, 4], [4, 4, 4, 4]]  # numbers in each line
+ONE_LINE = (4, 8, 9, 12, 16)  # fx fy cx cy, with k1 k2 p1 p2 [k3], and matrices row by row
 # Model of COLMAP: how many focal lengths it has, the lens model, how many coefficients; the missing ones of four are 0.
 COLMAP_MODELS = {
     "SIMPLE_PINHOLE": (1, "pinhole", 0),
@@ -34,25 +35,28 @@ COLMAP_MODELS = {
     "RADIAL_FISHEYE": (1, "fisheye", 2),
     "OPENCV_FISHEYE": (2, "fisheye", 4),
 }
-NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
+BRACKETS = re.compile(r"[][(),;]")  # as in printed matrices
 COLMAP_MODEL = re.compile(r"[A-Z]{3}[A-Z_]*")
 KITTI_ROW = re.compile(r"P_rect_([0-9]{2})|(P[0-9])")
-# What OpenCV's files have in place of YAML's own version line, and a tag that says what the keys below it say anyway.
-OPENCV_ODDITIES = re.compile(r"^%YAML.*$|!!opencv-matrix\b", re.MULTILINE)
-YAML_MODELS = {"plumb_bob": "radtan", "rational_polynomial": "radtan", "equidistant": "fisheye", "fisheye": "fisheye"}
 
 
 def read_cameras(path: Path, size: tuple[int, int] | None) -> dict[str, Lens]:
     """All cameras in a file by name; `size` is that of files which do not say it."""
-    text = read_text(path)
+    text = read_text(path, LARGEST_FILE, "the intrinsics")
+    if "\0" in text:
+        raise InputError(f"{path}: the intrinsics are no text; expected {FORMATS}")
     lines = numbered_lines(text)
-    if "camera_matrix" in text.lower():
-        return {"camera": read_yaml_camera(path, text, size)}
+    if text.lstrip().startswith("{"):
+        return read_json_cameras(path, text, size)
+    if "camera_matrix" in text.lower() or "%YAML" in text:
+        return read_yaml_cameras(path, text, size)
     rows = {words[0].removesuffix(":"): (f"{path}:{number}", words[1:]) for number, words in lines}
     if any(map(KITTI_ROW.fullmatch, rows)):
         return read_kitti_cameras(rows, size)
     if lines and all(len(words) > 1 and COLMAP_MODEL.fullmatch(words[1]) for _, words in lines):
         return {str(number): lens for number, lens in read_colmap_cameras(path).items()}
+    if is_yaml(text):
+        return read_yaml_cameras(path, text, size)
     return {"camera": read_matrix(path, lines, size)}
 
 
@@ -62,7 +66,7 @@ def read_colmap_cameras(path: str | Path) -> dict[int, Lens]:
     COLMAP counts pixels from the image's corner, so that the first centre is at 0.5; the principal points lose that.
     """
     cameras = {}
-    for number, words in numbered_lines(read_text(path)):
+    for number, words in numbered_lines(read_text(path, LARGEST_FILE, "the intrinsics")):
         where = f"{path}:{number}"
         if len(words) < 4 or words[1] not in COLMAP_MODELS:
             raise InputError(
@@ -102,109 +106,24 @@ def read_kitti_cameras(rows: dict[str, tuple[str, list[str]]], size: tuple[int, 
     return cameras
 
 
-def read_yaml_camera(path: Path, text: str, size: tuple[int, int] | None) -> Lens:
-    """The camera of a YAML file from OpenCV (FileStorage) or ROS (camera_info); keys in upper or lower case."""
-    content = parse_yaml(OPENCV_ODDITIES.sub("", text), str(path))
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: the intrinsics are not recognised; expected {FORMATS}")
-    values = {str(key).lower(): value for key, value in content.items()}
-    intrinsics = np.array(yaml_numbers(path, values, "camera_matrix"))
-    if intrinsics.size != 9:
-        raise InputError(f"{path}: camera_matrix has {intrinsics.size} numbers instead of 9")
-    if "image_width" in values or "image_height" in values:
-        size = checked_size(path, values.get("image_height"), values.get("image_width"))
-    return make_lens(
-        str(path),
-        yaml_model(path, values),
-        intrinsics.reshape(3, 3),
-        yaml_numbers(path, values, "distortion_coefficients") if "distortion_coefficients" in values else [],
-        size,
-    )
-
-
-def yaml_model(path: Path, values: dict) -> str:
-    """The lens model that ROS's `distortion_model` or OpenCV's `fisheye_model` tells of; radtan without either."""
-    default = "fisheye" if values.get("fisheye_model") else "plumb_bob"
-    name = str(values.get("distortion_model") or default)
-    if name not in YAML_MODELS:
-        raise InputError(f"{path}: distortion_model {shown(name)} is not known; expected {', '.join(YAML_MODELS)}")
-    return YAML_MODELS[name]
-
-
-def yaml_numbers(path: Path, values: dict, key: str) -> list[float]:
-    """The `data` of the matrix `key`, or a plain list in its place."""
-    value = values.get(key)
-    data = value.get("data") if isinstance(value, dict) else value
-    if not isinstance(data, list):
-        raise InputError(f"{path}: {key} should be a list of numbers, or have one as its `data`")
-    return parse_numbers(f"{path}: {key}", [str(number) for number in data], len(data))
-
-
 def read_matrix(path: Path, lines: list[tuple[int, list[str]]], size: tuple[int, int] | None) -> Lens:
-    """A pinhole from three lines of three numbers, or one line `fx fy cx cy`."""
+    """The camera of a file of nothing but numbers: one of SHAPES in lines of its rows, or all in one line."""
     counts = [len(words) for _, words in lines]
-    if counts not in ([3, 3, 3], [4]):
-        raise InputError(f"{path}: the intrinsics are not recognised; expected {FORMATS}")
+    if counts not in SHAPES and not (len(counts) == 1 and counts[0] in ONE_LINE):
+        found = f"; this has lines of {', '.join(map(str, counts[:6]))} words" if counts else ""
+        raise InputError(f"{path}: the intrinsics are not recognised; expected {FORMATS}{found}")
     rows = [parse_numbers(f"{path}:{number}", words, len(words)) for number, words in lines]
-    intrinsics = matrix(*rows[0]) if counts == [4] else np.array(rows)
+    values = [value for row in rows for value in row]
+    # Nine numbers are a matrix, or fx fy cx cy k1 k2 p1 p2 k3 as programs for SLAM write them.
+    if len(values) in (4, 8) or (len(values) == 9 and len(rows) == 1 and values[6:] != [0, 0, 1]):
+        return make_lens(str(path), "radtan", matrix(*values[:4]), values[4:], size)
+    intrinsics = np.array(values).reshape({9: (3, 3), 12: (3, 4), 16: (4, 4)}[len(values)])[:3, :3]
+    if intrinsics[2, 0] > 1 and intrinsics[2, 1] > 1 and not intrinsics[:2, 2].any():
+        raise InputError(f"{path}: the camera matrix is transposed, as MATLAB has it; write [fx s cx; 0 fy cy; 0 0 1]")
     return make_lens(str(path), "pinhole", intrinsics, [], size)
-
-
-def make_lens(
-    where: str, model: str, intrinsics: np.ndarray, coefficients: Sequence[float], size: tuple[int, int] | None
-) -> Lens:
-    """The lens with these coefficients; without any, or with a radtan's all 0, a pinhole.
-
-    Raises InputError, naming `where`, for intrinsics that cannot be inverted, an unknown size, and a number of
-    coefficients that the model does not have. OpenCV's longer radtans serve where what is beyond the fifth is 0.
-    """
-    check_pinhole(where, "the camera matrix", intrinsics)
-    if size is None:
-        raise InputError(f"{where}: nothing says how large the images are; give their size too")
-    if model == "radtan" and not any(coefficients[5:]):
-        coefficients = coefficients[:5]
-    if not coefficients or (model == "radtan" and not any(coefficients)):
-        return Lens("pinhole", intrinsics, (), size)
-    if len(coefficients) not in COEFFICIENTS[model]:
-        counts = " or ".join(map(str, COEFFICIENTS[model]))
-        raise InputError(
-            f"{where}: {len(coefficients)} distortion coefficients, but {model} lenses have {counts}; calibrate again"
-        )
-    return Lens(model, intrinsics, tuple(coefficients), size)
-
-
-def checked_size(where: str | Path, height: object, width: object) -> tuple[int, int]:
-    """Height and width as whole numbers; InputError where they are no size of an image."""
-    for side in (height, width):
-        if not isinstance(side, numbers.Real) or not 1 <= side <= LARGEST_SIDE or side % 1:
-            raise InputError(f"{where}: {shown(width)} x {shown(height)} is no image size")
-    return int(height), int(width)
-
-
-def matrix(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
-    """Intrinsics float64 3x3."""
-    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
-
-
-def read_text(path: str | Path) -> str:
-    """The content of a small text file; InputError for any other."""
-    content = read_bytes(path, LARGEST_FILE, "the intrinsics")
-    if b"\0" in content:
-        raise InputError(f"{path}: the intrinsics are no text; expected {FORMATS}")
-    return content.decode("utf-8", errors="replace")
 
 
 def numbered_lines(text: str) -> list[tuple[int, list[str]]]:
     """The words of each line with its number; without blank ones and comments (#)."""
-    lines = ((number, line.replace(",", " ").split()) for number, line in enumerate(text.splitlines(), 1))
+    lines = ((number, BRACKETS.sub(" ", line).split()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, words) for number, words in lines if words and not words[0].startswith("#")]
-
-
-def parse_numbers(where: str, words: Sequence[str], count: int) -> list[float]:
-    """`words` as `count` finite numbers; InputError, naming `where` they stand, for anything else."""
-    if len(words) != count or not all(map(NUMBER.fullmatch, words)):
-        raise InputError(f"{where}: {shown(' '.join(words))} should be {count} numbers")
-    values = [float(word) for word in words]
-    if not all(map(math.isfinite, values)):
-        raise InputError(f"{where}: {shown(' '.join(words))} has a number that is not finite")
-    return values

@@ -45,7 +45,8 @@ def compute_terms(prediction: Prediction, batch: dict[str, Tensor], config: Conf
     if objective in ("feature_metric", "joint"):
         terms["feature_metric"] = weights.feature_metric * feature_metric_error(prediction, intrinsics, config)[None]
     if objective in ("autoencoder", "joint"):
-        terms["reconstruction"] = reconstruction_terms(prediction.reconstructions, images[:, 0])
+        stepwise = objective == "autoencoder"
+        terms["reconstruction"] = reconstruction_terms(prediction.reconstructions, images[:, 0], stepwise)
         terms["feature_regularisation"] = regularisation_terms(prediction.target_features, images[:, 0], config)
     return terms
 
@@ -167,14 +168,20 @@ def feature_metric_error(prediction: Prediction, intrinsics: Tensor, config: Con
     return losses.per_sample_mean(errors.amin(0))
 
 
-def reconstruction_terms(reconstructions: tuple[Tensor, ...], target: Tensor) -> Tensor:
-    """Photometric form between the autoencoder's output and the resized target: `[scales, B]`."""
-    terms = []
+def reconstruction_terms(reconstructions: tuple[Tensor, ...], target: Tensor, stepwise: bool) -> Tensor:
+    """Photometric form between the autoencoder's output and the resized target: `[scales, B]`.
+
+    The target of a scale is resized from full size, as the published joint model has it; `stepwise`: from the scale
+    before it, as the published autoencoder of stage 1. Bilinear resizing to half its size averages two by two pixels;
+    to a quarter or an eighth at once it sees only some of them.
+    """
+    terms, previous = [], target
     for reconstruction in reconstructions:
-        image = target
-        if reconstruction.shape[-2:] != target.shape[-2:]:
-            image = functional.interpolate(target, reconstruction.shape[-2:], mode="bilinear", align_corners=False)
+        image, size = previous if stepwise else target, reconstruction.shape[-2:]
+        if image.shape[-2:] != size:
+            image = functional.interpolate(image, size, mode="bilinear", align_corners=False)
         terms.append(losses.per_sample_mean(losses.photometric_error(reconstruction, image)))
+        previous = image
     return torch.stack(terms) / len(reconstructions)
 
 

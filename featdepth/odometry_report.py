@@ -31,6 +31,7 @@ from featdepth.processes import together
 from featdepth.report import contamination
 from featdepth.trajectory_files import write_kitti, write_tum
 from featdepth.validation import gather_values
+from featdepth.wording import count
 
 MOST_BLOCKS = 5  # sequences that the table shows; odometry.json has all
 COLUMNS = (  # of the table: heading, key, digits
@@ -240,11 +241,14 @@ def format_scores(scores: Sequence[Mapping], means: Mapping | None = None) -> st
     """Scores as a table for people: a block for each sequence, a line for each alignment."""
     lines = [f"\n{'alignment':<14}" + "".join(f"{heading:>16}" for heading, _, _ in COLUMNS)]
     for score in scores[:MOST_BLOCKS]:
-        lines += [f"{score['name']}: {score['frames']} frames, {score['distance_m']:.1f} m", *format_block(score)]
+        lines += [
+            f"{score['name']}: {count(score['frames'], 'frame')}, {score['distance_m']:.1f} m",
+            *format_block(score),
+        ]
     if len(scores) > MOST_BLOCKS:
-        lines.append(f"... {len(scores) - MOST_BLOCKS} more sequences in odometry.json")
+        lines.append(f"... {count(len(scores) - MOST_BLOCKS, 'more sequence')} in odometry.json")
     if means is not None and len(scores) > 1:
-        lines += [f"mean of {len(scores)} sequences", *format_block(means)]
+        lines += [f"mean of {count(len(scores), 'sequence')}", *format_block(means)]
     if any("-" in line.split() for line in lines):
         lines.append("-: unknown; t_rel and r_rel need a way that is longer than a segment (100 m and more)")
     return "\n".join(lines)

@@ -27,16 +27,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from featdepth.config import Parser
 from featdepth.data.euroc_files import Sensor, read_camera, read_truth
-from featdepth.data.images import decoded
+from featdepth.data.images import read_photo
 from featdepth.data.trajectory import interpolate_poses
 from featdepth.errors import InputError, run_program
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_json, write_text
 from featdepth.lenses import remap, undistortion_map
+from featdepth.progress import watched
 from featdepth.rectify import RectifiedPair, rectify
+from featdepth.wording import count
 
 VERSION = 1  # of what is written: raise it when that changes
 POSE_REACH = 0.05  # seconds from an image to the nearest measured pose; there are 200 a second
@@ -91,7 +92,9 @@ def prepare(sequence: Path, out: Path) -> str:
         "only_in_cam1": sorted(right.images.keys() - left.images.keys()),
     }
     lost = len(manifest["only_in_cam0"]) + len(manifest["only_in_cam1"])
-    summary = f"{out}: {len(times)} pairs of {pair.size[1]}x{pair.size[0]}, {lost} images without a partner"
+    summary = (
+        f"{out}: {count(len(times), 'pair')} of {pair.size[1]}x{pair.size[0]}, {count(lost, 'image')} without a partner"
+    )
     if out.exists():
         check_same(out, manifest)
         return f"{summary}; already there"
@@ -116,7 +119,7 @@ def prepare(sequence: Path, out: Path) -> str:
 def check_same(out: Path, manifest: dict[str, Any]) -> None:
     """Raise InputError unless the folder `out` is the prepared sequence that `manifest` describes."""
     try:
-        found = json.loads(read_bytes(out / "manifest.json", LARGEST_MANIFEST, "the manifest"))
+        found = read_json(out / "manifest.json", LARGEST_MANIFEST, "the manifest")
     except (ValueError, RecursionError, InputError):
         found = None
     if found != manifest:
@@ -136,9 +139,9 @@ def write_images(
     """Write a camera's rectified images of the frames {number: nanoseconds}. Raises InputError for unreadable ones."""
     pixels = undistortion_map(camera.lens, pair.intrinsics, pair.size, camera_from_rectified)
     folder.mkdir(parents=True)
-    for frame, time in tqdm(frames.items(), desc=folder.name, unit="image", disable=None):
-        with decoded(camera.images[time], ("PNG",), camera.lens.size) as image:
-            grey = np.array(image.convert("L"))
+    for frame, time in watched(frames.items(), folder.name, "images", len(frames)):
+        photo = read_photo(camera.images[time], camera.lens.size)
+        grey = np.array(Image.fromarray(photo.pixels).convert("L"))
         Image.fromarray(remap(grey, pixels)).save(folder / f"{frame:06}.png", compress_level=4)
 
 

@@ -21,30 +21,36 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from featdepth.config import Parser
 from featdepth.data.listing import list_images
+from featdepth.data.shape import fitting_size
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_bytes
 from featdepth.intrinsics_files import split_name
 from featdepth.matching import find_features
+from featdepth.prediction.inputs import cut
+from featdepth.progress import watched
+from featdepth.threads import one_thread
 from featdepth.video import record
 from featdepth.video.reading import Picture, read_pictures, video_reader
 from featdepth.video.record import JOURNAL, Progress
 from featdepth.video.selection import KEPT, NEW_CLIP, THRESHOLDS, State, Verdict, analysed, judge
 from featdepth.video.speed import read_speeds
 from featdepth.video.views import View, measuring_intrinsics, show, view_of
+from featdepth.wording import command, count
 
 VERSION = 1  # of what is written: raise it when that changes
 JPEG_QUALITY = 95
 HEIGHTS = (32, 4096)  # pixels, of frames that are written
+TRAINED_PIXELS = 288 * 512  # about as many as configs/video.yaml trains with
 LARGEST_CALIBRATION = 16 << 20  # bytes
 
 
@@ -59,7 +65,7 @@ def main() -> None:
         return
     record.mend_journal(arguments.out)
     progress = record.read_progress(arguments.out)
-    with open(arguments.out / JOURNAL, "a", encoding="utf-8") as journal:
+    with one_thread(), open(arguments.out / JOURNAL, "a", encoding="utf-8") as journal:
         for name, source in sources.items():
             if not progress[name].ended:
                 prepare_source(name, source, progress[name], journal, arguments)
@@ -97,14 +103,25 @@ def name_sources(inputs: list[Path]) -> dict[str, Path]:
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: no such video file or folder of images")
-        stem = os.path.basename(os.path.abspath(path)) if path.is_dir() else path.stem
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)
-        name, count = stem, 1
-        while name in sources:
-            count += 1
-            name = f"{stem}-{count}"
+        stem = clip_name(os.path.basename(os.path.abspath(path)) if path.is_dir() else path.stem)
+        name, number = stem, 1
+        taken = {each.casefold() for each in sources}  # some file systems tell no small letters from capital ones
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}-{number}"
         sources[name] = path
     return sources
+
+
+def clip_name(name: str) -> str:
+    """A name as lists and all file systems take it: letters and digits of any script stay, the rest becomes `_`."""
+    characters = (each if is_word(each) else " " for each in unicodedata.normalize("NFC", name))
+    return cut(re.sub(" +", "_", "".join(characters)))
+
+
+def is_word(character: str) -> bool:
+    """Whether it is a letter, with its marks, a digit, `_` or `-`."""
+    return character in "_-" or unicodedata.category(character)[0] in "LMN"
 
 
 def describe_settings(arguments: argparse.Namespace, sources: dict[str, Path]) -> dict[str, Any]:
@@ -148,7 +165,7 @@ def prepare_source(name: str, source: Path, progress: Progress, journal: TextIO,
     """
     first = progress.kept or 0  # later frames are compared with it
     state, view = State(sharpness=progress.sharpness), None
-    pictures = tqdm(read_pictures(source, first), initial=first, desc=name, unit="frame", disable=None)
+    pictures = watched(read_pictures(source, first), name, "frames", done=first)
     for index, picture in enumerate(pictures, first):
         if view is None:
             size = picture.pixels.shape[:2]
@@ -211,8 +228,9 @@ def report(out: Path, summary: dict[str, Any]) -> None:
     """Print what came of it, and how to train with it. Raises InputError where nothing is left."""
     verdicts = sum((Counter(source["verdicts"]) for source in summary["prepared"]), Counter())
     clips, kept = summary["clips"], sum(summary["clips"].values())
-    dropped = ", ".join(f"{count} {name}" for name, count in verdicts.most_common() if name not in KEPT)
-    told = f"{kept} of {verdicts.total()} frames in {len(clips)} clips; dropped: {dropped or 'none'}"
+    dropped = ", ".join(f"{number} {name}" for name, number in verdicts.most_common() if name not in KEPT)
+    frames = count(verdicts.total(), "frame")
+    told = f"{kept} of {frames} in {count(len(clips), 'clip')}; dropped: {dropped or 'none'}"
     if not clips:
         raise InputError(f"{out}: {told}; {out / record.MANIFEST} says why for each frame")
     print(f"{out}: {told}")
@@ -220,8 +238,18 @@ def report(out: Path, summary: dict[str, Any]) -> None:
         known_from = source["intrinsics_from"] or "unknown: learn them, or set data.field_of_view"
         turned = f", turned by {source['turned']} degrees" if source["turned"] else ""
         print(f"{source['source']}: {source['size'][1]}x{source['size'][0]}{turned}; intrinsics {known_from}")
-    split = out / "splits" if len(clips) >= record.FEWEST_CLIPS else "time"
-    print(f"accelerate launch train.py --config configs/video.yaml data.root={out} data.split={split}")
+    print(command(training_command(out, summary)))
+
+
+def training_command(out: Path, summary: dict[str, Any]) -> list[str]:
+    """The words of the command that trains on what was prepared, at a size of the frames' own shape."""
+    split = out / "splits" if len(summary["clips"]) >= record.FEWEST_CLIPS else "time"
+    most = max(summary["prepared"], key=lambda source: sum(source["verdicts"].get(name, 0) for name in KEPT))
+    height, width = fitting_size(most["size"], TRAINED_PIXELS)
+    words = ["accelerate", "launch", "train.py", "--config", "configs/video.yaml"]
+    words += [f"data.root={out}", f"data.split={split}", f"data.height={height}", f"data.width={width}"]
+    known = all(source["intrinsics"] is not None for source in summary["prepared"])
+    return [*words, "model.intrinsics=given"] if known else words  # the configuration learns them, from a guess
 
 
 if __name__ == "__main__":

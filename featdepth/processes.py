@@ -45,13 +45,25 @@ def end_with_launcher() -> None:
     """
     if sys.platform != "linux":
         return
-    parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    parent = command_of_parent()
     is_elastic = "TORCHELASTIC_RUN_ID" in os.environ
-    if is_elastic or LAUNCHER.match(parent):
+    if is_elastic or (parent is not None and LAUNCHER.match(parent)):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # An orphan's parent is the first process of the system or container; a launcher is a Python program.
-    if is_elastic and b"python" not in parent.partition(b"\0")[0]:
+    if is_elastic and parent is not None and b"python" not in parent.partition(b"\0")[0]:
         sys.exit(EXIT_CODES[TERMINATE])
+
+
+def command_of_parent() -> bytes | None:
+    """The command line of the process that started this one, its words ended by zero bytes; None where it is hidden.
+
+    In a container it is often outside (process 0), `/proc` may hide other users' processes (`hidepid`) or be no mount
+    at all, and other systems have none.
+    """
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return None
 
 
 def keep_freed_memory() -> None:

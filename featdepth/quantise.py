@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featdepth.data.images import load_image
-from featdepth.data.listing import list_images
+from featdepth.data.listing import NO_IMAGE, list_images
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth
 from featdepth.models.decoders import DepthDecoder, DepthLevel
@@ -102,7 +102,7 @@ def load_calibration(folder: Path, model: FeatDepth) -> Tensor:
         raise InputError(f"--calibration {folder}: no such folder; give one with images as the model will see them")
     files = list_images(folder)
     if not files:
-        raise InputError(f"--calibration {folder}: no png or jpg image in this folder; name the folder that holds them")
+        raise InputError(f"--calibration {folder}: {NO_IMAGE}; name the folder that holds them")
     chosen = files[:: -(-len(files) // MOST_IMAGES)]
     return torch.stack([load_image(file, (model.height, model.width)) for file in chosen]) / 255
 

@@ -26,6 +26,7 @@ from featdepth.metrics.depth import DepthScores, mean_scores
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import resized
 from featdepth.objective import compute_losses
+from featdepth.progress import Display
 from featdepth.validation import predict_disparity, score_prediction
 
 # Learning rates of the depth network. Two cameras at known places, at one moment, teach reliably. With one, depth can
@@ -152,7 +153,9 @@ def evaluate_refinement(
     scores: dict[str, list[DepthScores]] = {"without": [], "with": []}
     seconds, clips = {"without": 0.0, "with": 0.0}, []
     refiner, scored = Refiner(model, steps, learning_rate), set(dataset.samples)
-    for clip in clips_of(dataset):
+    all_clips = list(clips_of(dataset))
+    display = Display("refinement", sum(map(len, all_clips)), "frames")
+    for clip in all_clips:
         refiner.reset()
         first = len(scores["with"])
         for sample in clip:
@@ -170,8 +173,10 @@ def evaluate_refinement(
             started = now(device)
             refiner.learn(images[0], item["intrinsics"], *other_camera(images, item))
             seconds["with"] += now(device) - started
+            display.update()
         part = {name: means(each[first:]) for name, each in scores.items()}
         clips.append({"drive": clip[0].drive, "side": clip[0].side, "frames": len(clip), **part})
+    display.close()
     frames = sum(clip["frames"] for clip in clips)
     stereo = STEREO in dataset.frames
     rate = learning_rate or (STEREO_RATE if stereo else MONOCULAR_RATE)

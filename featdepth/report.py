@@ -16,7 +16,9 @@ from featdepth.errors import InputError
 from featdepth.files import write_text
 from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS, mean_scores
+from featdepth.metrics.protocols import describe_protocol, protocol_of
 from featdepth.scale import CAMERA_HEIGHT
+from featdepth.wording import count
 
 PREDICTORS = ("median_scaled", "fixed_scale", "constant_depth", "pixel_median", "pixel_median_fixed_scale")
 TITLES = (
@@ -33,8 +35,7 @@ def summarise(results: Results, config: Config) -> dict:
     flip = headline(config)
     result: dict = {
         "protocol": config.evaluate.protocol,
-        "crop": config.evaluate.crop,
-        "cap": config.evaluate.cap,
+        **protocol_of(config)._asdict(),
         "flip": config.evaluate.flip,
         "images": len(results.samples),
     }
@@ -86,8 +87,7 @@ def format_table(result: dict) -> str:
     """The scores as a table for people."""
     flip = ", flip post-processing" if result["flip"] else ""
     lines = [
-        f"\n{result['images']} images, protocol {result['protocol']}, "
-        f"crop {result['crop']}, cap {result['cap']:g} m{flip}",
+        f"\n{count(result['images'], 'image')}, protocol {result['protocol']}, {describe_protocol(result)}{flip}",
         f"{'':<40}" + "".join(f"{name:>10}" for name in METRICS),
     ]
     for name, title in zip(PREDICTORS, TITLES, strict=True):
@@ -105,7 +105,7 @@ def format_table(result: dict) -> str:
 def format_loss(result: dict) -> str:
     """The loss and its terms for people, and what they do not say."""
     lines = [
-        f"\n{result['images']} images without ground truth ({result['no_ground_truth']}).",
+        f"\n{count(result['images'], 'image')} without ground truth ({result['no_ground_truth']}).",
         "The loss says how well frames explain each other, not how right the depth is:",
         *(f"{name:<40}{value:>10.4f}" for name, value in {"loss": result["loss"], **result["terms"]}.items()),
     ]
@@ -117,7 +117,8 @@ def format_refinement(refinement: dict) -> str:
     cameras = "two cameras" if refinement["stereo"] else "one camera"
     rows = [(name, refinement[name]) for name in ("without", "with")]
     lines = [
-        f"\ncausal refinement from {cameras}, {refinement['steps']} steps after each of {refinement['frames']} frames, "
+        f"\ncausal refinement from {cameras}, {count(refinement['steps'], 'step')} after each of "
+        f"{count(refinement['frames'], 'frame')}, "
         f"learning rate {refinement['learning_rate']:g}",
         f"{'abs_rel':<40}{'median':>10}{'fixed':>10}{'frames/s':>10}",
     ]

@@ -27,11 +27,14 @@ from torch import nn
 
 from featdepth.config import Config, save_config
 from featdepth.errors import InputError
+from featdepth.launcher import check_accelerator, check_choices
 from featdepth.processes import end_with_launcher, keep_freed_memory, together
+from featdepth.wording import count
 
 LOCK = ".lock"
 # Compilers that tell what a segment computes again in the backward pass from the statistics that it changes.
 RECOMPUTING_BACKENDS = {DynamoBackend.NO, DynamoBackend.AOT_EAGER, DynamoBackend.INDUCTOR}
+GRAPH_MODES = {"reduce-overhead", "max-autotune"}  # of inductor
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -43,7 +46,32 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
     the compiler and gradient checkpointing do not go together.
     """
     end_with_launcher()
-    accelerator = Accelerator(
+    check_choices()
+    try:
+        accelerator = start_accelerator(config, cpu)
+    # What it says of libraries, precisions and devices that the launcher chose and that are not here.
+    except (ValueError, ImportError, NotImplementedError) as error:
+        raise InputError(f"Accelerate does not start as the launcher chose: {' '.join(str(error).split())}") from error
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    check_accelerator(accelerator, config.train.accumulate)
+    if config.train.gradient_checkpointing and accelerator.state.dynamo_plugin.backend not in RECOMPUTING_BACKENDS:
+        raise InputError(
+            f"train.gradient_checkpointing does not go with the dynamo backend {compilation(accelerator)}, which would "
+            "count batch statistics twice; choose inductor, aot_eager or no"
+        )
+    # Accelerate turns TF32 on where it compiles float32; the geometry needs all digits.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    # Accelerate drops what is not installed with a warning only.
+    missing = set(config.run.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+    if missing:
+        raise InputError(f"run.trackers: {', '.join(sorted(missing))} is not installed; pip install it, or remove it")
+    set_seed(config.train.seed)
+    return accelerator
+
+
+def start_accelerator(config: Config, cpu: bool) -> Accelerator:
+    return Accelerator(
         cpu=cpu,
         gradient_accumulation_steps=config.train.accumulate,
         step_scheduler_with_optimizer=False,
@@ -60,27 +88,6 @@ def make_accelerator(config: Config, cpu: bool) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.timeout)),
         ],
     )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise InputError(
-            f"launched as {launched} processes, but each runs alone; on CPUs start with "
-            "accelerate launch --config_file configs/accelerate/two_cpu.yaml train.py --cpu ..."
-        )
-    if config.train.gradient_checkpointing and accelerator.state.dynamo_plugin.backend not in RECOMPUTING_BACKENDS:
-        raise InputError(
-            f"train.gradient_checkpointing does not go with the dynamo backend {compilation(accelerator)}, which would "
-            "count batch statistics twice; choose inductor, aot_eager or no"
-        )
-    # Accelerate turns TF32 on where it compiles float32; the geometry needs all digits.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    # Accelerate drops what is not installed with a warning only.
-    missing = set(config.run.trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
-    if missing:
-        raise InputError(f"run.trackers: {', '.join(sorted(missing))} is not installed; pip install it, or remove it")
-    set_seed(config.train.seed)
-    return accelerator
 
 
 def compilation(accelerator: Accelerator) -> str:
@@ -88,11 +95,34 @@ def compilation(accelerator: Accelerator) -> str:
     return accelerator.state.dynamo_plugin.backend.value.lower()
 
 
+def precision(accelerator: Accelerator) -> str:
+    """What the networks compute in, e.g. bf16; "no" is float32, and so is what the device cannot do."""
+    chosen = accelerator.mixed_precision
+    return chosen if chosen == "no" or accelerator.native_amp else f"no ({chosen} is not for {accelerator.device.type})"
+
+
 def compiled(accelerator: Accelerator, function: Function) -> Function:
     """`function` compiled in the way that Accelerate compiles the networks, if it does."""
     if compilation(accelerator) == "no":
         return function
     return torch.compile(function, **accelerator.state.dynamo_plugin.to_kwargs())
+
+
+def records_graphs(accelerator: Accelerator) -> bool:
+    """Whether the launcher asks for CUDA graphs, which overwrite what they gave when they run again."""
+    plugin = accelerator.state.dynamo_plugin
+    if plugin.backend == DynamoBackend.INDUCTOR:
+        return plugin.mode in GRAPH_MODES
+    return plugin.backend == DynamoBackend.CUDAGRAPHS
+
+
+def begin_pass(accelerator: Accelerator) -> None:
+    """Before each batch: what CUDA graphs gave for the one before is not needed any more.
+
+    They would guess so at each of the functions that are compiled one by one, and take from one what another gave it.
+    """
+    if records_graphs(accelerator):
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def bare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
@@ -190,4 +220,4 @@ def device_name(accelerator: Accelerator) -> str:
     """The device of this process in words."""
     if accelerator.device.type == "cuda":
         return f"{accelerator.device} ({torch.cuda.get_device_name(accelerator.device)})"
-    return f"{accelerator.device} ({torch.get_num_threads()} threads)"
+    return f"{accelerator.device} ({count(torch.get_num_threads(), 'thread')})"

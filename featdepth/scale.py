@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -11,8 +11,20 @@ STEREO = "stereo baseline"
 SPEED = "known speed"
 INHERITED = ", of the initial model"  # behind the initial model's own source
 GIVEN = "given, source unknown"
-CAMERA_HEIGHT = "the camera's height"  # at evaluation
+CAMERA_HEIGHT = "the camera's height"  # at evaluation and prediction
 METRES, RELATIVE = "metres", "relative"  # what depths and positions may be measured in
+
+
+class Scale(NamedTuple):
+    """What the depth of a prediction is measured in."""
+
+    metres_per_unit: float | None  # metres in a unit of the network; None: unknown, depth is relative
+    source: str | None  # where the metres come from
+
+    @property
+    def factor(self) -> float:
+        """What depths and positions in units of the network are multiplied by."""
+        return self.metres_per_unit or 1.0
 
 
 def scale_of_training(config: Config) -> str | None:

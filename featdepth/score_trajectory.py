@@ -37,7 +37,8 @@ def main() -> None:
     scores = {"name": f"{arguments.estimate} against {arguments.truth}", "poses_of_the_estimate": count} | scores
     print(format_scores([scores]))
     if len(truth) < count:
-        print(f"{count - len(truth)} of {count} poses have no true one within {arguments.reach:g} s, and count nothing")
+        reach = f"within {arguments.reach:g} s, or of the same number"
+        print(f"{count - len(truth)} of {count} poses have no true one {reach}, and count nothing")
     if arguments.out is not None:
         write(Path(arguments.out) / "odometry", Path(arguments.estimate).stem, truth, estimate, scores)
 
@@ -80,6 +81,8 @@ def associate(truth_path: str, estimate_path: str, reach: float) -> tuple[np.nda
                 "at least 2 are needed; compare their clocks, or set --reach"
             )
         return np.stack(list(found.values())), estimate.poses[list(found)], count
+    if truth.frames is not None or estimate.frames is not None:
+        return by_frame(truth, estimate, truth_path, estimate_path)
     if len(truth.poses) != count:
         raise InputError(
             f"{truth_path} has {len(truth.poses)} poses and {estimate_path} {count}; without times in both (TUM's "
@@ -88,6 +91,20 @@ def associate(truth_path: str, estimate_path: str, reach: float) -> tuple[np.nda
     if count < 2:
         raise InputError(f"{estimate_path}: has a single pose; a trajectory has two or more")
     return truth.poses, estimate.poses, count
+
+
+def by_frame(
+    truth: Trajectory, estimate: Trajectory, truth_path: str, estimate_path: str
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The same where at least one of them numbers its frames; lines without numbers count from 0. Raises InputError."""
+    true, own = (np.arange(len(each.poses)) if each.frames is None else each.frames for each in (truth, estimate))
+    _, of_true, of_own = np.intersect1d(true, own, return_indices=True)
+    if len(of_own) < 2:
+        raise InputError(
+            f"{truth_path} and {estimate_path} have {len(of_own)} frames of the same number in common; at least 2 are "
+            "needed; compare where their numbers begin"
+        )
+    return truth.poses[of_true], estimate.poses[of_own], len(own)
 
 
 def poses_at(trajectory: Trajectory, times: np.ndarray, reach: float) -> dict[int, np.ndarray]:

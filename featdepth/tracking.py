@@ -107,7 +107,7 @@ class IntervalLog:
         of_terms = torch.arange(len(self.window), device=self.window.device) <= len(self.names)
         window = torch.where(bad & of_terms, 0, self.window)
         window[-1] = bad
-        self.sums = window if self.sums is None else self.sums.to(window.device) + window
+        self.sums = window if self.sums is None else self.sums + window
         self.window = None
 
     def state(self) -> list[list[float]]:
@@ -118,14 +118,15 @@ class IntervalLog:
         """Continue from the sums of a checkpoint; those of processes that are no more go to the main one."""
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
         own = state[rank : rank + 1] + (state[count:] if rank == 0 else [])
-        self.sums = torch.tensor(own).sum(0) if own else torch.zeros(len(state[0])) if state else None
+        sums = torch.tensor(own).sum(0) if own else torch.zeros(len(state[0])) if state else None
+        self.sums = None if sums is None else sums.to(self.accelerator.device)
 
     def close(self) -> dict[str, float | None]:
         """Sample-weighted means over all processes, and speed; starts the next interval. Every process enters.
 
         The losses are null where no step of the interval counts; `bad_steps` says how many do not.
         """
-        sums = self.accelerator.reduce(self.sums.to(self.accelerator.device), "sum").tolist()
+        sums = self.accelerator.reduce(self.sums, "sum").tolist()
         elapsed = time.perf_counter() - self.started
         self.sums, self.started = None, time.perf_counter()
         *terms, counted, samples, replaced, waited, bad = sums

@@ -17,10 +17,13 @@ from featdepth.errors import InputError
 from featdepth.metrics.breakdown import score_details
 from featdepth.metrics.camera_height import ground_height
 from featdepth.metrics.depth import flip_post_process, mean_scores, median, score_batch
+from featdepth.metrics.protocols import protocol_of
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
-from featdepth.run import bare_model
+from featdepth.progress import watched
+from featdepth.run import bare_model, begin_pass
+from featdepth.wording import count
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 
@@ -32,6 +35,7 @@ def gather_values(
     loader: DataLoader,
     values: Callable[[dict[str, Tensor]], Tensor],
     interrupted: Callable[[], bool] = lambda: False,
+    name: str = "evaluation",
 ) -> Tensor | None:
     """`values(batch)` `[B, K]` of every readable sample of `loader`, in its order, on every process: CPU `[N, K]`.
 
@@ -42,7 +46,8 @@ def gather_values(
     was_training = model.training
     model.eval()
     rows = []
-    for batch in loader:
+    for batch in watched(loader, name, "batches", len(loader), hidden=not accelerator.is_main_process):
+        begin_pass(accelerator)
         batch = augment(batch)
         row, replaced = accelerator.gather_for_metrics((values(batch), batch["replaced"]))
         rows.append(row[replaced == 0].cpu())
@@ -58,6 +63,7 @@ def gather_columns(
     loader: DataLoader,
     columns: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     interrupted: Callable[[], bool] = lambda: False,
+    name: str = "evaluation",
 ) -> dict[str, Tensor] | None:
     """`gather_values` of named columns: `columns(batch)` {name: `[B]` or `[B, K]`} -> CPU {name: `[N]` or `[N, K]`}."""
     widths: dict[str, int | None] = {}
@@ -67,7 +73,7 @@ def gather_columns(
         widths.update({name: column.shape[1] if column.ndim > 1 else None for name, column in found.items()})
         return torch.cat([column.float().reshape(len(column), -1) for column in found.values()], dim=1)
 
-    table = gather_values(accelerator, model, loader, values, interrupted)
+    table = gather_values(accelerator, model, loader, values, interrupted, name)
     if table is None:
         return None
     parts = table.split([1 if width is None else width for width in widths.values()], dim=1)
@@ -103,7 +109,7 @@ def validate(
         return {**losses, "median": scores.median_scaled, "fixed": scores.fixed_scale, "pixels": scores.pixels}
 
     bare: FeatDepth = bare_model(accelerator, model)
-    table = gather_columns(accelerator, model, loader, columns, interrupted)
+    table = gather_columns(accelerator, model, loader, columns, interrupted, "validation")
     if table is None:
         return None
     means = {name: float(table[name].double().mean()) for name in names}
@@ -146,8 +152,7 @@ def score_images(
         batch["depth_size"],
         batch["intrinsics"],
         moving,
-        config.evaluate.crop,
-        config.evaluate.cap,
+        *protocol_of(config),
         scale=None if metres_per_unit is None else 1.0,
     )
     constant = score_map(torch.ones(1, 1), batch, config)
@@ -170,15 +175,13 @@ def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor |
         return None, f"no per-pixel median: {error}"
     stride = -(-len(dataset) // MOST_MEDIAN_FRAMES)
     samples = dataset.samples[::stride]
-    histogram = sum(
-        (
-            depth_histogram(dataset.load_depth(sample))
-            for sample in samples[accelerator.process_index :: accelerator.num_processes]
-        ),
-        start=torch.zeros(*GRID, BINS),
-    )
+    own = samples[accelerator.process_index :: accelerator.num_processes]
+    histogram = torch.zeros(*GRID, BINS)
+    for sample in watched(own, "median depth", "frames", len(own), hidden=not accelerator.is_main_process):
+        histogram += depth_histogram(dataset.load_depth(sample))
     histogram = accelerator.reduce(histogram.to(accelerator.device), "sum")
-    return median_depth(histogram.cpu()), f"of {len(samples)} frames of {len(dataset.drives)} training drives"
+    drives = count(len(dataset.drives), "training drive")
+    return median_depth(histogram.cpu()), f"of {count(len(samples), 'frame')} of {drives}"
 
 
 def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[np.ndarray | None]:
@@ -192,7 +195,7 @@ def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[np.nda
 def score_map(inverse_depth: Tensor, batch: dict[str, Tensor], config: Config):
     """`DepthScores` of one map `[h, w]` for every image of the batch."""
     maps = inverse_depth.to(batch["depth"].device).expand(len(batch["depth"]), 1, *inverse_depth.shape)
-    return score_batch(maps, batch["depth"], batch["depth_size"], config.evaluate.crop, config.evaluate.cap)
+    return score_batch(maps, batch["depth"], batch["depth_size"], *protocol_of(config))
 
 
 def score_prediction(
@@ -206,8 +209,7 @@ def score_prediction(
         1 / (model.to_depth(disparity) * (metres_per_unit or 1.0)),
         batch["depth"],
         batch["depth_size"],
-        config.evaluate.crop,
-        config.evaluate.cap,
+        *protocol_of(config),
         scale=None if metres_per_unit is None else 1.0,
     )
 
@@ -226,8 +228,8 @@ def scale_by_camera_height(
     shown = heights[~heights.isnan()].double()
     if len(shown) == 0:
         raise InputError(
-            f"evaluate.camera_height: none of {len(heights)} predictions has a ground plane in the lower middle of the "
-            "image; leave it out, or train longer"
+            f"evaluate.camera_height: none of {count(len(heights), 'prediction')} has a ground plane in the "
+            "lower middle of the image; leave it out, or train longer"
         )
     unit = config.evaluate.camera_height / float(median(shown))
     return unit, {

@@ -11,6 +11,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +59,17 @@ NETWORKS = {
     "Encoder": "feature_encoder",
     "Decoder": "feature_decoder",
 }
-OBJECTIVES = {"mono_fm": "feature_metric", "mono_fm_joint": "joint"}
+OBJECTIVES = {"mono_fm": "feature_metric", "mono_fm_joint": "joint", "autoencoder": "autoencoder"}
+# Hyper-parameters in a case's `meta` -> keys of the model and the loss section.
+MODEL_KEYS = {"min_depth": "min_depth", "max_depth": "max_depth"}
+LOSS_KEYS = {
+    "automask": "automask",
+    "disp_norm": "normalise_disparity",
+    "smoothness_weight": "smoothness",
+    "perception_weight": "feature_metric",
+    "dis": "discriminative",
+    "cvt": "convergent",
+}
 # Terms smaller than this are compared absolutely, at this scale.
 SMALLEST_TERM = 1e-6
 FLOAT32_TERM = 1e-3
@@ -72,7 +83,7 @@ def compare(path: Path, kitti: Path | None = None) -> list[Comparison]:
         case = dict(np.load(path, allow_pickle=False))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a reference case ({error})") from error
-    if "eval/disp/0/0" in case:
+    if "eval/disp/0/0" in case or "eval/res_img/0/0" in case:
         return list(compare_networks(case, path))
     if "pred_disp/0" in case:
         return list(compare_depth_metrics(case))
@@ -105,37 +116,42 @@ def reference_tensor(key: str, shape: list[int]) -> Tensor:
 
 def reference_state(path: Path) -> dict[str, Tensor]:
     """The published state dict of the case in `path`, with every tensor filled from its key."""
-    name = path.name.replace("_stereo", "").replace(".npz", ".keys.json")
-    keys = json.loads((path.parent / name).read_text(encoding="utf-8"))
+    names = [path.name.replace(".npz", ".keys.json"), path.name.replace("_stereo", "").replace(".npz", ".keys.json")]
+    found = [path.parent / name for name in names if (path.parent / name).is_file()]
+    if not found:
+        raise InputError(f"{path}: needs the names and shapes of its tensors, {names[0]} beside it")
+    keys = json.loads(found[0].read_text(encoding="utf-8"))
     return {key: reference_tensor(key, shape) for key, shape in keys.items()}
 
 
 def network_case(case: dict[str, np.ndarray], path: Path) -> tuple[FeatDepth, dict[str, Tensor], Config]:
-    """Model, batch and configuration of a network case."""
+    """Model, batch and configuration of a network case, with the frames and hyper-parameters of its `meta`."""
     meta = json.loads(bytes(case["meta"]))
-    stereo = "s" in meta["frame_ids"]
+    frames, stereo = meta["frame_ids"], "s" in meta["frame_ids"]
     model = convert(reference_state(path), meta["height"], meta["width"], metres_per_unit=1.0 if stereo else None)
-    model.depth_decoder.dropout.p = 0.0
     if model.settings.objective != OBJECTIVES[meta["model"]]:
         raise InputError(f"{path}: recognised as {model.settings.objective}, is {meta['model']}")
+    model.frames = frames
+    model.settings = replace(model.settings, **renamed(meta, MODEL_KEYS))
+    if model.has_depth:
+        model.depth_decoder.dropout.p = 0.0
     config = Config(
-        data=Data(root=".", frames=meta["frame_ids"], height=meta["height"], width=meta["width"]),
+        data=Data(root=".", frames=frames, height=meta["height"], width=meta["width"]),
         model=model.settings,
-        loss=Loss(
-            automask=meta["automask"],
-            normalise_disparity=meta["disp_norm"],
-            smoothness=meta["smoothness_weight"],
-            feature_metric=meta["perception_weight"],
-            discriminative=meta["dis"],
-            convergent=meta["cvt"],
-        ),
+        loss=Loss(**renamed(meta, LOSS_KEYS)),
     )
-    frames = [torch.from_numpy(case[f"image/{frame}"]).float() / 255 for frame in meta["frame_ids"]]
-    images = torch.stack(frames, dim=1)
-    batch = {"images": images, "augmented": images, "intrinsics": torch.from_numpy(case["K"])[:, :3, :3]}
+    images = torch.stack([torch.from_numpy(case[f"image/{frame}"]).float() / 255 for frame in frames], dim=1)
+    # The autoencoder alone has no cameras.
+    intrinsics = torch.from_numpy(case["K"])[:, :3, :3] if "K" in case else torch.eye(3).repeat(len(images), 1, 1)
+    batch = {"images": images, "augmented": images, "intrinsics": intrinsics}
     if stereo:
         batch["stereo_pose"] = torch.from_numpy(case["stereo_T"])
     return model, batch, config
+
+
+def renamed(meta: dict[str, object], names: dict[str, str]) -> dict[str, object]:
+    """The values of `meta` that `names` has another name for, under that one."""
+    return {name: meta[published] for published, name in names.items() if published in meta}
 
 
 def compare_networks(case: dict[str, np.ndarray], path: Path) -> Iterator[Comparison]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
@@ -11,7 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from conftest import REPOSITORY, call_program, succeeded
+from tiny_models import tiny_config
 
 import evaluate
 import train
@@ -144,3 +147,80 @@ def test_speed_supervision(benchmark: Benchmark, tmp_path: Path, monkeypatch: py
     rows = json.loads(file.read_text())["rows"]
     one, other = (rows[name]["abs_rel"] for name in ("known speed, unscaled", "known speed, median-scaled"))
     assert "metres from known speed" in result.out and f"is {100 * (one / other - 1):.1f} % above" in result.out
+
+
+class TestGpuCheck:
+    def test_a_check_on_the_cpu(self, gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One row for each precision; the table and the file tell the same, and the exit code is that of the rows."""
+        monkeypatch.setattr(
+            gpu_check, "run_apart", lambda name, check, context: run_check_here(gpu_check, name, context)
+        )
+        check = gpu_check.CHECKS["numbers"]
+        one = check._replace(parts=lambda context: {"autoencoder": check.parts(context)["autoencoder"]})
+        monkeypatch.setitem(gpu_check.CHECKS, "numbers", one)
+        file = tmp_path / "rows.json"
+        result = succeeded(call_program(gpu_check.main, "--cpu", "--only", "numbers", "--out", file))
+        rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+        statuses = {name: row["status"] for name, row in rows.items()}
+        names = [f"autoencoder, {precision}" for precision in ("float32", "bfloat16", "float16")]
+        assert statuses == dict(zip(names, ("PASS", "PASS", "not run"), strict=True))
+        assert all(name in result.out for name in names) and rows[names[2]]["note"] in result.out
+
+    def test_what_fails_is_a_row_and_hides_nothing(
+        self, gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail() -> list:
+            raise ValueError("broken\nindeed")
+
+        parts = {"one": fail, "other": lambda: [gpu_check.Row("fine", "PASS")]}
+        check = gpu_check.Check(lambda context: parts, 1, 1)
+        monkeypatch.setattr(
+            gpu_check, "CHECKS", {"numbers": check, "late": gpu_check.Check(lambda context: {}, 900, 900)}
+        )
+        monkeypatch.setattr(
+            gpu_check, "run_apart", lambda name, check, context: run_check_here(gpu_check, name, context)
+        )
+        file = tmp_path / "rows.json"
+        result = call_program(gpu_check.main, "--cpu", "--only", "numbers", "late", "--out", file)
+        rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+        assert result.code == 1
+        assert [row["status"] for row in rows.values()] == ["FAIL", "PASS", "not run"]
+        assert rows["one"]["note"] == "ValueError: broken indeed" and "--only late" in rows["late"]["note"]
+
+    def test_what_ends_without_a_word_or_not_at_all_is_a_row(self, gpu_check: ModuleType, tmp_path: Path) -> None:
+        context = gpu_check.Context(torch.device("cpu"), tmp_path, time.monotonic() + 0.1)  # too short to import torch
+        row, _ = gpu_check.run_apart("numbers", gpu_check.CHECKS["numbers"], context)
+        assert row["status"] == "FAIL" and row["note"].startswith("did not end in 0 s")
+
+    @pytest.mark.parametrize("options", [{"intrinsics": "learned"}, {"velocity": 0.1}], ids=["learned", "velocity"])
+    def test_no_step_makes_the_host_wait(self, waiting: ModuleType, options: dict[str, object]) -> None:
+        """Found by tensors that only say that they are on a GPU."""
+        assert waiting.blocking_calls(tiny_config("photometric", [0, -1, 1], **options)) == []
+
+    def test_waiting_is_seen(self, waiting: ModuleType) -> None:
+        """So the test above can fail."""
+        with waiting.FakeTensorMode(), waiting.watched() as found:
+            values = waiting.on_gpu(torch.ones(3))
+            values[:, None].expand(3, 2)[:, [0, 1]]  # a list of positions is copied
+            values.new_tensor([1.0, 2.0])
+            values + 1.0
+            torch.ones(3).to("cuda", non_blocking=True)
+        assert len(found) == 2
+
+
+@pytest.fixture
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return import_module("gpu_check")
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return import_module("waiting")
+
+
+def run_check_here(module: ModuleType, name: str, context: object) -> list[dict]:
+    """What a check says, run in this process."""
+    module.run_here(name, context)
+    return [json.loads(line) for line in (context.folder / f"{name}.rows").read_text().splitlines()]

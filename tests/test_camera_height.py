@@ -100,7 +100,7 @@ def test_evaluation_takes_its_scale_from_the_height(
     assert scores["camera_height"].pop("metres_per_unit") == pytest.approx(5.5, rel=1e-4)
     assert scores["camera_height"] == {"metres": 1.65, "images": 3, "images_without_ground": 0}
     assert scores["scale_source"] == "the camera's height"
-    assert "scale      1.65 m of camera height, 5.5 m in a unit; 3 images show the ground, 0 do not" in result.out
+    assert "scale      1.65 m of camera height, 5.5 m in a unit; 3 of 3 images show the ground" in result.out
     assert "model, scale from the camera's height" in result.out and "knows no scale" not in result.out
 
     own = succeeded(evaluate_here(config_file, tmp_path))

@@ -99,7 +99,8 @@ class TestCard:
         lines = sorted((two_drives.parent / "test_files.txt").read_text().splitlines())
         assert test["sha256"] == hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
         assert (test["images"], test["drives"], test["skipped_images"]) == (8, 2, 0)
-        assert (test["protocol"], test["crop"], test["cap"], test["flip"]) == ("eigen_improved", "none", 80, False)
+        assert (test["protocol"], test["crop"], test["cap"], test["flip"]) == ("eigen_improved", "none", None, False)
+        assert test["clamp"] == 80
 
     def test_scores_are_those_of_the_images(self, compared: tuple[Result, Path, Path]) -> None:
         """Both scales, with and without flip, with the intervals of the numbers in per_image.csv."""
@@ -160,7 +161,7 @@ class TestCard:
             assert f"{score['mean']:.4f}" in text and f"{score['drives'][0]:.4f} to {score['drives'][1]:.4f}" in text
             assert "do not contain the spread over training seeds, nor do intervals over drives" in text
             assert card["test"]["sha256"] in text and "--against" in text and "CONTAMINATED" not in text
-            assert "no test drive is among its 1 training drives" in text
+            assert "no test drive is among its 1 training drive." in text
 
     def test_model_that_remembers_no_drive(self, compared: tuple[Result, Path, Path]) -> None:
         assert read_card(compared[2])["leakage"]["training_drives"] is None
@@ -306,11 +307,20 @@ class TestCards:
 
     def test_what_differs_is_refused(self, card: dict, tmp_path: Path) -> None:
         one = self.write(tmp_path / "one", card, 0, 0.1)
-        for name, value in (("crop", "garg"), ("cap", 50.0), ("protocol", "eigen"), ("sha256", "0" * 64)):
+        for name, value in (
+            ("crop", "garg"), ("cap", 50.0), ("clamp", 50.0), ("protocol", "eigen"), ("sha256", "0" * 64),
+        ):  # fmt: skip
             other = copy.deepcopy(card)
             other["test"][name] = value
             line = compare_here(one, self.write(tmp_path / "two", other, 1, 0.1)).error_line()
             assert "two/card.json" in line and "cannot be compared" in line and str(value).removesuffix(".0") in line
+
+    def test_cards_without_a_clamp_clamped_to_the_cap(self, card: dict, tmp_path: Path) -> None:
+        older, newer = copy.deepcopy(card), copy.deepcopy(card)
+        older["test"]["cap"] = newer["test"]["cap"] = newer["test"]["clamp"] = 80.0
+        del older["test"]["clamp"]
+        folders = [self.write(tmp_path / str(number), each, number, 0.1) for number, each in enumerate((older, newer))]
+        assert "cap 80 m, predictions up to 80 m" in succeeded(compare_here(*folders)).out
 
     def test_names_are_escaped(self, card: dict, tmp_path: Path) -> None:
         name = "a|b_c & 100% <i>\x1b[31m\nx"

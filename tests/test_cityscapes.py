@@ -251,7 +251,7 @@ def test_damaged_measurements_are_named(tree, package, text):
 def test_image_of_another_size_is_refused(tree):
     path = city_file(tree / "raw", "leftImg8bit_sequence", "train/aachen/000000", 2)
     write_image(path, np.zeros((32, 48, 3), np.uint8))
-    with pytest.raises(InputError, match=r"48 x 32 pixels, but its camera's calibration is for 96 x 64"):
+    with pytest.raises(InputError, match=r"48 x 32 pixels, but its camera's images have 96 x 64"):
         build_dataset(config_of(tree), "train")[0]
 
 

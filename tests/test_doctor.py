@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import call_program
+from PIL import Image
 
 from featdepth import doctor
 from featdepth.config import load_config
@@ -153,8 +154,6 @@ def train_on_copy_of_test_drive(root: Path) -> None:
 
 def turn_right_camera(root: Path) -> None:
     """Shift the right pictures down: the pair is rectified no more."""
-    from PIL import Image
-
     for path in root.glob("*/*_sync/image_03/data/*.png"):
         with Image.open(path) as image:
             pixels = np.roll(np.array(image), 3, axis=0)
@@ -185,6 +184,15 @@ def test_healthy_street(clean_street: Path, tmp_path: Path) -> None:
     assert report["pictures"] == ["contact_sheet.png", "warp_preview.png", "parallax.png", "ground_truth.png"]
     assert all((tmp_path / "run_doctor" / name).stat().st_size > 1000 for name in report["pictures"])
     assert not (tmp_path / "run").exists()
+
+
+def test_learned_intrinsics_have_a_report(clean_street: Path, tmp_path: Path) -> None:
+    """Of a whole program: the step that is measured has a camera for each sample."""
+    config = write_config(tmp_path, clean_street, frames=[0, -1], field_of_view=60.0)
+    result = call_program(doctor.main, "--config", config, "--samples", 2, "model.intrinsics=learned")
+    assert result.code == 0, result.out + result.err
+    report = json.loads((tmp_path / "run_doctor/report.json").read_text())
+    assert report["findings"][-1]["check"] == "cost" and report["findings"][-1]["level"] == "OK"
 
 
 @pytest.mark.parametrize(
@@ -248,6 +256,51 @@ def test_motion_is_fitted_to_depths() -> None:
     np.testing.assert_allclose(fit.rotation, rotation, atol=1e-4)
     assert fit.misfit < 1e-2
     assert fit_motion(Matches(pixels, projected[:, :2] / projected[:, 2:]), depths[::-1], intrinsics).misfit > 1
+
+
+def prepared_clip(root: Path, frames: list[np.ndarray], seconds: list[float], numbers: list[int]) -> None:
+    """A clip as a preparation leaves it, of frames with these times and numbers in the film."""
+    (root / "walk_00").mkdir(parents=True)
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(root / "walk_00" / f"{index:06}.png")
+    record = {"camera": "camera", "size": list(frames[0].shape[:2]), "source": "walk", "index": numbers}
+    record |= {"intrinsics": [[200.0, 0, 160], [0, 200.0, 48], [0, 0, 1]], "seconds": seconds}
+    (root / "walk_00/clip.json").write_text(json.dumps(record))
+
+
+def video_findings(folder: Path, root: Path) -> list[Finding]:
+    config = write_config(folder, root, kind="video", split="time", frames=[0, -1, 1])
+    survey = Survey(load_config(config, training=False), SAMPLES)
+    return [
+        *doctor.check_times(survey, set()),
+        *doctor.check_texture(survey, set()),
+        *doctor.check_motion(survey, set()),
+    ]
+
+
+def test_what_the_preparation_does_by_design_is_no_fault(clean_street: Path, tmp_path: Path) -> None:
+    """Frames at uneven times, seconds apart, of a film of variable frame rate; but not what the film lacks."""
+    folder = next(clean_street.glob("*/*_sync/image_02/data"))
+    frames = [np.array(Image.open(path)) for path in sorted(folder.iterdir())]
+    numbers = [0, 3, 4, 30, 34, 36, 60, 61, 70, 90, 91]
+    seconds = [round(number * 0.04 + (number % 7) * 0.005, 3) for number in numbers]
+    prepared_clip(tmp_path / "good", frames, seconds, numbers)
+    assert faults(video_findings(tmp_path, tmp_path / "good")) == set()
+    prepared_clip(tmp_path / "gap", frames, [*seconds[:6], *(each + 5 for each in seconds[6:])], numbers)
+    assert faults(video_findings(tmp_path, tmp_path / "gap"), WARNING) == set()  # 24 frames of the film in 6 seconds
+    prepared_clip(tmp_path / "drop", frames, [*seconds[:7], *(each + 5 for each in seconds[7:])], numbers)
+    assert faults(video_findings(tmp_path, tmp_path / "drop"), WARNING) == {"time_jumps"}
+
+
+def test_frames_without_texture_are_the_cause_and_not_the_step(tmp_path: Path) -> None:
+    plain = [np.full((96, 320, 3), 250 - index, np.uint8) for index in range(8)]
+    prepared_clip(tmp_path / "white", plain, [0.1 * index for index in range(8)], list(range(8)))
+    assert faults(video_findings(tmp_path, tmp_path / "white")) == {"no_texture"}
+
+
+def test_squeezed_pictures_are_noted(clean_street: Path, tmp_path: Path) -> None:
+    found = [finding for finding in diagnose(tmp_path, clean_street) if finding.check == "shape"]
+    assert "320 x 96 pixels are squeezed by a factor of 2.22 to 96 x 64" in found[0].text
 
 
 def test_bad_usage(clean_street: Path, tmp_path: Path) -> None:

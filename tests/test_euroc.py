@@ -327,5 +327,7 @@ def test_interpolated_poses_of_a_steady_turn():
 
 
 def test_configuration_is_sound(prepared):
-    config = load_config(REPOSITORY / "configs" / "euroc.yaml", [f"data.root={prepared}"])
-    assert config.data.kind == "euroc" and len(build_dataset(config, "train")) == 2 * (FRAMES - 4)
+    config = load_config(
+        REPOSITORY / "configs" / "euroc.yaml", [f"data.root={prepared}", f"model.feature_encoder={prepared}"]
+    )
+    assert config.data.kind == "euroc" and len(build_dataset(config, "train")) == 2 * (FRAMES - 2)

@@ -34,7 +34,9 @@ def read_scores(out: Path) -> dict:
 @pytest.fixture(scope="module")
 def evaluated(finished_run: Path, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     out = tmp_path_factory.mktemp("evaluated") / "evaluation"
-    return evaluate_here(config_file, finished_run / "model", out), out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featdepth.progress.FIRST_SECONDS", 0.0)  # as if it took long
+        return evaluate_here(config_file, finished_run / "model", out), out
 
 
 class TestScores:
@@ -54,6 +56,7 @@ class TestScores:
         assert "CONTAMINATED" not in result.out
         assert "of 20 frames of 4 training drives" in result.out
         assert str(out) in result.out
+        assert "\nmedian depth: 1 of 20 frames, " in result.out and "\nevaluation: 1 of 2 batches, " in result.out
 
     def test_metrics_file(self, evaluated: tuple[Result, Path], finished_run: Path) -> None:
         scores = read_scores(evaluated[1])

@@ -13,9 +13,11 @@ import pytest
 from kitti_tree import DAY, FOCAL, SIZE, drive_name, write_calibration, write_drive
 from safetensors.numpy import save_file
 
+from featdepth.config import Data
 from featdepth.data import ground_truth
 from featdepth.data.calibration import Calibration
 from featdepth.data.ground_truth import cached_lidar_depth, lidar_depth, read_scan, writable_cache_folder
+from featdepth.data.selection import MotionRecord
 from featdepth.errors import InputError
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))
@@ -185,6 +187,17 @@ def test_a_cache_that_cannot_be_written_to_is_refused_when_chosen_and_left_out_b
     assert writable_cache_folder(None) is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert writable_cache_folder(None) == tmp_path / "home" / "featdepth" / "ground_truth"
+
+
+def test_a_user_without_a_home_has_no_cache_unless_one_is_chosen(tmp_path, monkeypatch):
+    """As in a container that runs under a number which the system has no name for."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert writable_cache_folder(None) is None
+    assert writable_cache_folder(str(tmp_path / "chosen")) == tmp_path / "chosen"
+    with pytest.raises(InputError, match=r"data.cache: is not set, and this user has no home"):
+        MotionRecord(Data(root=str(tmp_path)))
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing_behind(tmp_path, calibration, drive_scan, monkeypatch):

@@ -41,7 +41,7 @@ def test_samples_without_all_their_frames_are_left_out_and_counted(tree):
     dataset = build_dataset(make_config(tree), "train")
     assert dataset.samples == [Sample(DRIVE, frame, "l") for frame in range(11, 15)]
     assert dataset.left_out == 2 and dataset.drives == [DRIVE] and len(dataset) == 4
-    assert dataset.describe() == "4 samples of 1 drives, 2 left out (missing frames)"
+    assert dataset.describe() == "4 samples of 1 drive, 2 left out (missing frames)"
     image_path(tree, 12, "03").unlink()
     stereo = build_dataset(make_config(tree, frames=[0, "s"]), "train")
     assert [sample.frame for sample in stereo.samples] == [10, 11, 13, 14, 15] and stereo.left_out == 1
@@ -107,13 +107,15 @@ def test_cameras_of_different_intrinsics_are_refused_as_a_stereo_pair(tree):
 
 def test_jpg_is_read_too_and_png_preferred(tmp_path):
     write_calibration(tmp_path / "raw")
-    write_drive(tmp_path / "raw", DRIVE, range(3), sides="l", suffix="jpg")
-    Image.new("RGB", SIZE[::-1], (200, 200, 200)).save(
-        tmp_path / "raw" / DRIVE / "image_02" / "data" / "0000000001.png"
-    )
+    folder = tmp_path / "raw" / DRIVE / "image_02" / "data"
+    folder.mkdir(parents=True)
+    ramp = np.linspace(-9, 9, SIZE[1])[:, None]
+    for name, value in {"0.jpg": 50, "1.jpg": 90, "1.png": 200, "2.jpg": 130}.items():
+        pixels = np.broadcast_to(np.rint(value + ramp), (*SIZE, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name[0]:0>10}{name[1:]}")
     write_list(tmp_path / "split" / "train_files.txt", [f"{DRIVE} 1 l"])
     images = build_dataset(make_config(tmp_path), "train")[0]["images"]
-    assert images.float().mean((1, 2, 3)).tolist() == pytest.approx([200, 1, 3], abs=1)
+    assert images.float().mean((1, 2, 3)).tolist() == pytest.approx([200, 50, 130], abs=1)
 
 
 def test_resizing_averages_instead_of_skipping_pixels(tree):

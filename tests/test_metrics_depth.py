@@ -12,10 +12,10 @@ import torch
 
 from featdepth.metrics.depth import (
     METRICS,
+    crop_of,
     depth_errors,
     evaluation_mask,
     flip_post_process,
-    garg_crop,
     mean_scores,
     median,
     resize_map,
@@ -117,7 +117,7 @@ def test_predictions_are_clamped_to_the_cap():
 
 
 def test_mask_bounds():
-    assert garg_crop(375, 1242) == (slice(153, 371), slice(44, 1197))
+    assert crop_of(375, 1242, "garg") == (slice(153, 371), slice(44, 1197))
     truth = torch.full((375, 1242), 10.0)
     truth[200, 300:304] = torch.tensor([0.0, 1e-3, 80.0, 79.9])
     mask = evaluation_mask(truth)
@@ -127,6 +127,18 @@ def test_mask_bounds():
     assert int(evaluation_mask(truth, "none", None).sum()) == 375 * 1242 - 1
     with pytest.raises(ValueError, match=r"unknown crop"):
         evaluation_mask(truth, "eigen")
+
+
+def test_the_crop_of_cityscapes_in_images_without_their_lower_quarter():
+    assert crop_of(768, 2048, "cityscapes") == (slice(256, 768), slice(192, 1856))
+
+
+def test_truth_beyond_the_clamp_counts_and_predictions_stop_there():
+    truth, sizes = torch.tensor([[[100.0, 40.0]]]), torch.tensor([[1, 2]])
+    predicted = torch.tensor([[[1 / 200, 1 / 40]]])
+    scores = score_batch(predicted, truth, sizes, "none", cap=None, clamp=80.0)
+    assert int(scores.pixels) == 2 and float(scores.fixed_scale[0, 0]) == pytest.approx((20 / 100 + 0) / 2)
+    assert int(score_batch(predicted, truth, sizes, "none", cap=80.0).pixels) == 1
 
 
 def test_median_of_even_and_odd_counts():

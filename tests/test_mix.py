@@ -150,7 +150,7 @@ class TestSamples:
         header = dataset.describe().splitlines()
         assert header[0] == "12 samples of 3 drives; an epoch draws"
         assert "25.0%  kitti_raw" in header[1] and "8 samples of 2 drives" in header[1]
-        assert "75.0%  kitti_raw" in header[2] and "4 samples of 1 drives" in header[2]
+        assert "75.0%  kitti_raw" in header[2] and "4 samples of 1 drive" in header[2]
         with pytest.raises(IndexError):
             dataset[12]
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import call_program, succeeded
-from kitti_tree import drive_name, make_config, write_calibration, write_list
+from kitti_tree import drive_name, make_config, write_calibration, write_drive, write_list
 from PIL import Image
 
-from featdepth.config import Config, save_config
+from featdepth.config import Config, load_config, save_config
 from featdepth.data import build_dataset, motion
 from featdepth.data.kitti_raw import KittiRaw
 from featdepth.data.selection import MotionRecord, moving_samples, pairs_of
@@ -44,7 +45,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     folder.mkdir(parents=True)
     for frame, shift in enumerate(SHIFTS):
         Image.fromarray(pattern(shift)).save(folder / f"{frame:010}.png")
-    for part, frames in (("train", range(1, 8)), ("val", [1])):
+    for part, frames in (("train", range(1, 8)), ("val", [1, 5])):
         drive = DRIVE if part == "train" else drive_name(2)
         write_list(tmp_path / "split" / f"{part}_files.txt", [f"{drive} {frame} l" for frame in frames])
     os.symlink(tmp_path / "raw" / DRIVE, tmp_path / "raw" / drive_name(2))
@@ -130,12 +131,15 @@ class TestSelection:
     def measured(self, config: Config, tmp_path: Path) -> None:
         run(config, tmp_path)
 
-    def test_static_samples_are_left_out_of_training_only(self, config: Config) -> None:
+    def test_static_samples_are_left_out_of_training_and_validation(self, config: Config) -> None:
         config.data.min_motion = 1.0
         training = build_dataset(config, "train")
         assert [sample.frame for sample in training.samples] == [4, 5, 6, 7]
-        assert training.static == 3 and "4 samples of 1 drives, 3 left out (static)" in training.describe()
-        assert len(build_dataset(config, "validation")) == 1
+        assert training.static == 3 and "4 samples of 1 drive, 3 left out (static)" in training.describe()
+        validation = build_dataset(config, "validation")
+        assert [sample.frame for sample in validation.samples] == [5] and validation.static == 1
+        config.data.test_files = str(Path(config.data.split) / "val_files.txt")
+        assert [sample.frame for sample in build_dataset(config, "test").samples] == [1, 5]  # what is tested stays
 
     def test_nothing_is_left_out_by_default(self, config: Config) -> None:
         training = build_dataset(config, "train")
@@ -174,8 +178,52 @@ class TestSelection:
         config.data.min_distance = 0.3
         training = build_dataset(config, "train")
         assert [sample.frame for sample in training.samples] == [4, 5, 6, 7]
+        assert training.unknown_motion == 1 and "1 kept whose motion is unknown" in training.describe()
         config.data.min_distance = 0.6
         assert [sample.frame for sample in build_dataset(config, "train").samples] == [6]
+
+
+SPEEDS = (0.02, 0.02, 0.02, 0.5, 2.0, 5.0, 9.0, 9.0, 0.02, 0.02)  # m/s at each frame, ten frames a second
+MOVING = [4, 5, 6, 7]  # 0.1 m and more both from the frame before and to the frame after
+
+
+@pytest.fixture
+def stopping(tmp_path: Path) -> Config:
+    """Two drives that begin and end at a standstill, as `configs/kitti.yaml` selects their samples."""
+    write_calibration(tmp_path / "raw")
+    for number, part in enumerate(("train", "val", "test"), start=1):
+        drive = drive_name(number)
+        write_drive(tmp_path / "raw", drive, range(len(SPEEDS)))
+        write_packets(tmp_path / "raw" / drive)
+        write_list(tmp_path / "split" / f"{part}_files.txt", [f"{drive} {frame} l" for frame in range(1, 9)])
+    shipped = load_config(Path(__file__).parents[1] / "configs" / "kitti.yaml", check_files=False)
+    return make_config(tmp_path, frames=shipped.data.frames, min_distance=shipped.data.min_distance)
+
+
+def write_packets(drive: Path) -> None:
+    """What the inertial unit measured at the time of each picture."""
+    (drive / "oxts" / "data").mkdir(parents=True)
+    times = "".join(f"2011-09-26 13:02:{25 + frame / 10:.9f}\n" for frame in range(len(SPEEDS)))
+    for folder in ("image_02", "oxts"):
+        (drive / folder / "timestamps.txt").write_text(times)
+    for frame, speed in enumerate(SPEEDS):
+        numbers = [0.0] * 30
+        numbers[8] = speed  # forward
+        (drive / "oxts" / "data" / f"{frame:010}.txt").write_text(" ".join(map(str, numbers)) + "\n")
+
+
+def test_kitti_is_trained_and_validated_without_standing_cameras(stopping: Config) -> None:
+    for part in ("train", "validation"):
+        dataset = build_dataset(stopping, part)
+        assert [sample.frame for sample in dataset.samples] == MOVING
+        assert "4 left out (static)" in dataset.describe() and "unknown" not in dataset.describe()
+    assert len(build_dataset(stopping, "test")) == 8
+
+
+def test_kitti_without_packets_says_that_motion_is_unknown(stopping: Config, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "raw" / drive_name(1) / "oxts")
+    training = build_dataset(stopping, "train")
+    assert len(training) == 8 and "8 kept whose motion is unknown" in training.describe()
 
 
 def test_the_record_knows_pairs_in_any_order(config: Config, tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from tiny_models import HEIGHT, OBJECTIVES, STEREO_METRES, WIDTH, tiny_batch, tiny_config, tiny_intrinsics, tiny_model
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
 
 from featdepth import geometry
-from featdepth.badsteps import propagate
+from featdepth.badsteps import BadSteps, propagate
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms, explain_photometric
+from featdepth.tracking import IntervalLog
 
 TERMS = {
     "photometric": {"photometric", "smoothness"},
@@ -240,6 +243,80 @@ def test_nothing_chooses_a_device_of_its_own(objective):
     if model.has_depth:
         assert explain_photometric(prediction, batch, config).error.device.type == "meta"
         assert model.predict_depth(batch["images"][:, 0]).shape == (2, 1, HEIGHT, WIDTH)
+
+
+class Copies(TorchFunctionMode):
+    """Notes the operations that make a host wait for its GPU: whose tensors are made of numbers, or change devices.
+
+    On the device "meta", which stands for a GPU here, values cannot be read at all: that fails by itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        flat = tree_flatten((arguments, keywords, result))[0]
+        # A single number goes along with an operation, but not the other way.
+        moved = {each.device.type for each in flat if isinstance(each, Tensor) and (each.ndim or each is result)}
+        if len(moved) > 1 or function in (torch.tensor, torch.as_tensor, torch.from_numpy, Tensor.new_tensor):
+            self.found.append(getattr(function, "__name__", str(function)))
+        return result
+
+
+@pytest.mark.parametrize(
+    "objective, settings",
+    [
+        *((objective, {}) for objective in OBJECTIVES),
+        ("photometric", {"pyramid": True, "velocity": 0.1}),
+        ("photometric", {"automask": True, "identity_noise": 1e-3, "normalise_disparity": True}),
+        ("feature_metric", {"intrinsics": "learned", "pose_size": [32, 64]}),
+        ("joint", {"intrinsics": "learned", "square_pixels": False, "pyramid": True}),
+    ],
+)
+def test_a_step_copies_nothing_to_the_device_or_back(objective, settings):
+    config = tiny_config(objective, **settings)
+    names = ["front"] if config.model.intrinsics == "learned" else []
+    with torch.device("meta"):
+        model = FeatDepth(config.model, config.data.frames, HEIGHT, WIDTH, names)
+        batch = {
+            "images": torch.empty(2, 4, 3, HEIGHT, WIDTH, dtype=torch.uint8),
+            "intrinsics": torch.empty(2, 3, 3),
+            "stereo_pose": torch.empty(2, 4, 4),
+            "jitter": torch.empty(2, 5),
+            "distance": torch.empty(2, 3),
+            "camera": torch.empty(2, dtype=torch.int64),
+            "index": torch.empty(2, dtype=torch.int64),
+            "replaced": torch.empty(2, dtype=torch.int64),
+        }
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad])
+    bad_steps, interval = BadSteps(model, optimizer, 20), IntervalLog(None)
+    with Copies() as copies:
+        batch = augment(batch)
+        prediction = model(batch)
+        losses = compute_losses(prediction, batch, config)
+        propagate(total(losses)).backward()
+        bad = bad_steps.judge(torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0))
+        model.follow_cameras(batch, prediction)
+        interval.add(losses, batch["replaced"], 0.1)
+        bad_steps.settle(1, bad)
+        interval.settle(bad)
+    assert copies.found == []
+
+
+def test_copies_are_found():
+    """So the test above can fail."""
+    image, row = torch.empty(3, device="meta"), torch.ones(3)
+    with Copies() as copies:
+        _ = image + 1, 2 * image.sum(), torch.where(image > 0, image, 0.0), image * torch.ones(())
+        image[0] = 0
+        assert copies.found == []
+        _ = image.new_tensor([1.0]), row.to("meta"), torch.tensor([1.0], device="meta"), image.copy_(row)
+        for read in (image.sum().item, lambda: bool(image.sum()), image.nonzero, lambda: image[image > 0], image.cpu):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                read()
+    assert copies.found == ["new_tensor", "to", "tensor", "copy_"]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -21,7 +21,7 @@ from featdepth.prediction.pictures import (
     nearest_depth,
     round_depths,
 )
-from featdepth.prediction.side_by_side import RANGED_FRAMES, rate_of, write_side_by_side
+from featdepth.prediction.side_by_side import RANGED_FRAMES, Places, rate_of, write_side_by_side
 from featdepth.scale import METRES, RELATIVE
 from featdepth.video.reading import read_pictures
 
@@ -138,3 +138,32 @@ class TestSideBySide:
     def test_the_rate_is_that_of_the_times(self) -> None:
         assert rate_of([0.0, 0.04, 0.08, 0.5]) == 25.0
         assert rate_of([None, None]) is None and rate_of([0.0]) is None
+
+    def test_each_frame_is_shown_at_its_own_time(self, tmp_path: Path):
+        import av
+
+        times = [0.0, 0.033, 0.066, 0.266, 0.3, 1.1]
+        frame, depth = np.full((64, 96, 3), 99, np.uint8), np.full((64, 96), 5.0, np.float32)
+        path = tmp_path / "video.mp4"
+        write_side_by_side(path, ((frame, depth, time) for time in times), METRES)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            shown = [each.time for each in container.decode(video=0)]
+            length = float(stream.duration * stream.time_base)
+        assert shown == pytest.approx(times, abs=1e-3)
+        assert length == pytest.approx(1.1 + 0.8, abs=1e-2)  # the last frame lasts as long as the one before it
+
+    @pytest.mark.parametrize(
+        ("times", "expected"),
+        [
+            ([5.0, 5.1, 5.4], [0.0, 0.1, 0.4]),
+            ([None, None, None], [0.0, 0.1, 0.2]),
+            ([0.0, 0.1, 0.1, 0.2], [0.0, 0.1, 0.15, 0.2]),
+            ([0.0, 0.2, 0.1, 0.3], [0.0, 0.2, 0.25, 0.3]),
+            ([8.0, 8.1, 0.0, 0.3], [0.0, 0.1, 0.2, 0.5]),
+            ([0.0, None, 0.3], [0.0, 0.1, 0.3]),
+        ],
+    )
+    def test_times_that_are_missing_equal_or_decreasing(self, times: list[float | None], expected: list[float]):
+        places = Places(0.1)
+        assert [places.next(time) for time in times] == pytest.approx(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import shutil
 import struct
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, call_program, run_program_process, succeeded
 from drive_writer import render_drive
 from PIL import Image, ImageFilter
@@ -403,6 +405,51 @@ def test_bad_speeds_end_in_one_line(tmp_path: Path, gap: str, text: str) -> None
     (tmp_path / "a.mp4").write_bytes(b"")
     told = prepare(tmp_path / "a.mp4", "--out", tmp_path / "out", "--speed", tmp_path / "speed.csv").error_line()
     assert "speed.csv" in told and text in told
+
+
+def test_the_printed_command_can_be_pasted_and_fits_the_frames(tmp_path: Path) -> None:
+    frames = [np.ascontiguousarray(np.rot90(frame)) for frame in street(0, 5)]
+    out = tmp_path / "my holiday (1)"
+    told = succeeded(prepare(write_images(tmp_path / "Ausflug über Land", frames), "--out", out)).out
+    assert "in 1 clip;" in told
+    words = shlex.split(told.splitlines()[-1])
+    assert words[:3] == ["accelerate", "launch", "train.py"] and f"data.root={out}" in words
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    height, width = int(values["data.height"]), int(values["data.width"])
+    assert height % 32 == width % 32 == 0
+    assert height / width == pytest.approx(WIDTH / HEIGHT, rel=0.1)  # the frames stand upright
+    assert height * width == pytest.approx(288 * 512, rel=0.15)
+    assert [path.parent.name for path in out.glob("*/clip.json")] == ["Ausflug_über_Land_00"]
+
+
+def test_names_keep_all_letters_and_never_collide(tmp_path: Path) -> None:
+    names = ["北京.mp4", "上海.mp4", "हिन्दी.mp4", "Über 1.mp4", "über_1.mp4", "a b.mp4", "a?b.mp4", "x" * 250 + ".mp4"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    sources = prepare_video.name_sources([tmp_path / name for name in names])
+    assert list(sources)[:7] == ["北京", "上海", "हिन्दी", "Über_1", "über_1-2", "a_b", "a_b-2"]
+    assert max(len(name.encode()) for name in sources) < 200
+
+
+def test_small_work_runs_on_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    judge = prepare_video.judge
+
+    def judged(*arguments: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return judge(*arguments)
+
+    monkeypatch.setattr(prepare_video, "judge", judged)
+    monkeypatch.setattr(
+        "sys.argv", ["x", str(write_images(tmp_path / "a", street(0, 4))), "--out", str(tmp_path / "b")]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        prepare_video.main()
+        assert set(threads) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_images_come_in_natural_order(tmp_path: Path) -> None:

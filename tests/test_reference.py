@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from check_reference import compare, compare_outputs, compare_terms, main, reference_tensor
+from check_reference import compare, compare_outputs, compare_terms, main, network_case, reference_tensor
 from tiny_models import tiny_config
 
 from featdepth.errors import InputError, run_program
@@ -23,6 +23,7 @@ CASES = {
     "featdepth_mono_r50": ("loss/min_perceptional_loss/0", "grad_norm/total/PoseDecoder", "pose -1"),
     "featdepth_mono_stereo_r50": ("loss/min_reconstruct_loss/3", "grad_norm/total/DepthEncoder", "disparity 0"),
     "featdepth_joint_r50": ("loss/img_reconstruct_loss/0", "grad_norm/total/Decoder", "reconstruction 3"),
+    "featdepth_autoencoder_r50": ("loss/img_reconstruct_loss/3", "grad_norm/total/Encoder", "reconstruction 3"),
     "depth_metrics": ("eigen_median mean", "eigen_stereo per_image", "flip_post_process"),
 }
 
@@ -45,6 +46,20 @@ def test_the_case_is_reproduced(name):
     comparisons = compare(TESTS / "data" / f"{name}.npz")
     assert set(CASES[name]) <= {each.quantity for each in comparisons}
     assert [each for each in comparisons if not each.passed] == []
+
+
+def test_frames_and_depth_range_of_a_case_are_those_that_it_says():
+    path = TESTS / "data" / "featdepth_mono_r50.npz"
+    case = dict(np.load(path))
+    meta = json.loads(bytes(case["meta"])) | {"frame_ids": [0, 1, -1], "min_depth": 0.5, "max_depth": 30.0}
+    model, batch, config = network_case(case | {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}, path)
+    assert model.frames == config.data.frames == [0, 1, -1]
+    assert torch.equal(batch["images"][:, 1] * 255, torch.from_numpy(case["image/1"]).float())
+    assert (model.settings.min_depth, config.model.max_depth) == (0.5, 30.0)
+    with torch.no_grad():
+        poses = model.eval()(batch).poses
+    for position, frame in enumerate((1, -1)):
+        torch.testing.assert_close(poses[:, position], torch.from_numpy(case[f"eval/cam_T_cam/0/{frame}"]))
 
 
 def test_lidar_depth_is_that_of_the_published_evaluation():

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import (
     INTERRUPTIBLE,
     REPOSITORY,
     Result,
     call_program,
+    forget_accelerator,
     program_command,
     program_environment,
     run_program_process,
@@ -32,7 +34,17 @@ from run_records import differences, interrupted_copy, read_metrics, weights
 
 import train
 from featdepth.badsteps import BadSteps, propagate
-from featdepth.checkpoint import MANIFEST, Progress, checkpoints, digest, prune, read_manifest, write_manifest
+from featdepth.checkpoint import (
+    MANIFEST,
+    Progress,
+    checkpoints,
+    digest,
+    prune,
+    read_manifest,
+    resume,
+    save_checkpoint,
+    write_manifest,
+)
 from featdepth.errors import InputError
 
 FAULTY = REPOSITORY / "tests" / "faulty_train.py"
@@ -150,6 +162,7 @@ class TestExactResume:
     ) -> None:
         interrupted_copy(finished_run, run_directory, step=6)
         other = ["train.batch_size=4", "train.accumulate=1", "optimizer.lr=2e-4", "train.max_steps=7"]
+        other += ["optimizer.weight_decay=0.01"]
         line = continue_here(config_file, run_directory, *other).error_line()
         assert "train.batch_size was 2, is 4 (each step is made of other samples)" in line
         assert "optimizer.lr was 0.0001, is 0.0002 (other steps from here on)" in line
@@ -161,6 +174,8 @@ class TestExactResume:
         assert read_manifest(run_directory / "checkpoints" / "step_6")["progress"]["batch"] == 2
         progress = read_manifest(run_directory / "checkpoints" / "step_7")["progress"]
         assert (progress["epoch"], progress["batch"], progress["step"]) == (1, 2, 7)
+        state = torch.load(run_directory / "checkpoints" / "step_7" / "optimizer.bin", weights_only=True)
+        assert state["param_groups"][0]["weight_decay"] == 0.01
 
     def test_other_samples_are_another_run(
         self, finished_run: Path, config_file: Path, street: Path, tmp_path: Path, run_directory: Path
@@ -232,6 +247,48 @@ class TestCheckpointFolder:
         (path / MANIFEST).write_text(json.dumps(content | {section: value}))
         with pytest.raises(InputError, match="not whole"):
             read_manifest(path)
+
+
+class TestOtherPrecision:
+    """In fp16 there is a scale of the loss beside weights and moments, and nowhere else."""
+
+    @staticmethod
+    def prepared(precision: str) -> tuple[Accelerator, torch.optim.Optimizer, dict[str, object]]:
+        forget_accelerator()
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if precision == "fp16" else None
+        model = torch.nn.Linear(2, 1)
+        model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters()))
+        accelerator.backward(model(torch.ones(1, 2)).sum())
+        optimizer.step()
+        conditions = {"processes": 1, "train.batch_size": 1, "train.accumulate": 1, "precision": precision}
+        return accelerator, optimizer, conditions
+
+    @pytest.mark.parametrize(
+        ("before", "now", "scale"), [("no", "fp16", 8.0), ("bf16", "fp16", 8.0), ("fp16", "no", None)]
+    )
+    def test_another_run_begins_with_a_scale_of_its_own(
+        self, tmp_path: Path, before: str, now: str, scale: float | None
+    ) -> None:
+        accelerator, optimizer, conditions = self.prepared(before)
+        save_checkpoint(accelerator, tmp_path, Progress(step=1), conditions, keep=1)
+        moments = optimizer.state_dict()["state"]
+        accelerator, optimizer, conditions = self.prepared(now)
+        with pytest.raises(InputError, match=f"precision was {before}, is {now}"):
+            resume(accelerator, tmp_path, Progress(), conditions)
+        assert resume(accelerator, tmp_path, Progress(), conditions, anyway=True) == tmp_path / "step_1"
+        assert (accelerator.scaler.get_scale() if accelerator.scaler else None) == scale
+        torch.testing.assert_close(optimizer.state_dict()["state"], moments)
+        forget_accelerator()
+
+    def test_the_same_run_goes_on_with_its_scale(self, tmp_path: Path) -> None:
+        accelerator, _, conditions = self.prepared("fp16")
+        accelerator.scaler.update(4.0)
+        save_checkpoint(accelerator, tmp_path, Progress(step=1), conditions, keep=1)
+        accelerator, _, conditions = self.prepared("fp16")
+        resume(accelerator, tmp_path, Progress(), conditions)
+        assert accelerator.scaler.get_scale() == 4.0
+        forget_accelerator()
 
 
 class TestSignals:
@@ -368,6 +425,40 @@ class TestBadSteps:
         (guarded,) = torch.autograd.grad(propagate((values * values).sum().sin()), values)
         assert torch.equal(plain, guarded)
 
+    def test_overflow_under_float16_is_no_bad_step(self) -> None:
+        """A scaler begins with too large a scale; what is left out for that does not end a run, and weights stay."""
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        guard, take_step = guarded_step(scaler, limit=2)
+        for _ in range(6):
+            before = take_step.weights()
+            assert not take_step(2.0**10)  # beyond float32, scaled like that
+            assert torch.equal(before, take_step.weights())
+        assert int(guard.longest) == 0 and scaler.get_scale() == 2.0**121
+        scaler.update(2.0**10)
+        assert not take_step(1.0) and not torch.equal(before, take_step.weights())
+
+    def test_bad_steps_leave_the_scale_of_float16_alone(self) -> None:
+        """Halved at each, it would end below all gradients; and they count, as without a scaler."""
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        guard, take_step = guarded_step(scaler, limit=5)
+        for number, factor in enumerate([1.0, *3 * [torch.nan, 1.0], *3 * [torch.nan]]):
+            before = take_step.weights()
+            assert take_step(factor) == (factor != 1.0)
+            assert torch.equal(before, take_step.weights()) == (factor != 1.0), number
+        assert int(guard.in_a_row) == int(guard.longest) == 3 and scaler.get_scale() == 2.0**10
+
+    def test_a_scaler_that_does_nothing(self) -> None:
+        """Accelerate's for float16 on CPUs."""
+        guard, take_step = guarded_step(torch.amp.GradScaler("cpu", enabled=False), limit=5)
+        assert [take_step(factor) for factor in (1.0, torch.nan, 1.0)] == [False, True, False]
+        assert int(guard.longest) == 1
+
+    def test_gradients_that_no_scale_mends_are_bad_steps(self) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+        guard, take_step = guarded_step(scaler, limit=5)
+        flags = [take_step(1.0, spoil=True) for _ in range(8)]
+        assert flags == [False] * 4 + [True] * 4 and int(guard.in_a_row) == 4 and scaler.get_scale() == 1.0
+
     def test_on_one_of_two_processes(self, config_file: Path, run_directory: Path) -> None:
         """Both skip it, one by one counted as one; all else goes on."""
         options = ["train.max_steps=3", "train.log_every=1", f"run.directory={run_directory}"]
@@ -392,6 +483,32 @@ class TestBadSteps:
         assert len(set(named)) == 4 and set(named) <= set(listed)
         last = checkpoints(run_directory / "checkpoints")[-1]
         assert last.name == "step_3" and read_manifest(last)["progress"]["bad_in_a_row"] == 1
+
+
+def guarded_step(scaler: torch.amp.GradScaler, limit: int) -> tuple[BadSteps, Callable[..., bool]]:
+    """A guard, and a function that takes a step of a small model with its loss times a factor: whether it was bad."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    guard = BadSteps(model, optimizer, limit, scaler=scaler)
+    batch = torch.randn(8, 3)
+
+    def take_step(factor: float, spoil: bool = False) -> bool:
+        """spoil: a gradient becomes infinite whatever the scale is."""
+        scaler.scale(guard.watch(factor * model(batch).square().mean())).backward()
+        if spoil:
+            model[0].weight.grad[1, 1] = torch.inf
+        scaler.unscale_(optimizer)
+        bad = guard.judge(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        guard.settle(0, bad)
+        assert all(tensor.isfinite().all() for tensor in [*model.state_dict().values(), *flat_state(optimizer)])
+        return bool(bad)
+
+    take_step.weights = lambda: torch.cat([each.detach().flatten() for each in model.parameters()])
+    return guard, take_step
 
 
 def flat_state(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -464,14 +581,16 @@ class TestSlurm:
 
     SCRIPT = REPOSITORY / "configs" / "slurm" / "train.sbatch"
 
-    def run(self, folder: Path, srun: str, arguments: list[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, folder: Path, srun: str, arguments: list[object], cwd: Path, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         for name, content in (("srun", srun), ("scontrol", f'echo "$@" >> {folder}/calls; echo 127.0.0.1')):
             (folder / name).write_text(f"#!/bin/bash\n{content}\n")
             (folder / name).chmod(0o755)
         path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         slurm = {"SLURM_JOB_NODELIST": "two", "SLURM_NNODES": "2", "SLURM_GPUS_PER_NODE": "1", "SLURM_JOB_ID": "7"}
         command = ["bash", self.SCRIPT, *map(str, arguments)]
-        environment = program_environment() | {"PATH": path} | slurm
+        environment = program_environment() | {"PATH": path} | slurm | variables
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
 
     def test_a_launcher_on_each_machine(self, config_file: Path, run_directory: Path, tmp_path: Path) -> None:
@@ -480,6 +599,17 @@ class TestSlurm:
         result = self.run(tmp_path, srun, arguments, cwd=REPOSITORY)
         assert result.returncode == 0, result.stderr
         assert "2 x cpu" in result.stdout and len(read_metrics(run_directory)) == 1
+
+    @pytest.mark.parametrize("gpus", ["4", "a100:4"])
+    def test_what_srun_does_not_take_over_is_exported(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str
+    ) -> None:
+        """Its cores, without which all processes share one; a kind of GPU is no number."""
+        for name, value in (("SLURM_CPUS_PER_TASK", "32"), ("SLURM_EXPORT_ENV", "NONE")):
+            monkeypatch.setenv(name, value)
+        srun = 'echo "$SRUN_CPUS_PER_TASK cores, $PROCESSES processes, $SLURM_EXPORT_ENV variables"'
+        result = self.run(tmp_path, srun, ["config.yaml"], cwd=tmp_path, SLURM_GPUS_PER_NODE=gpus)
+        assert (result.returncode, result.stdout) == (0, "32 cores, 8 processes, ALL variables\n"), result.stderr
 
     @pytest.mark.parametrize("stopped", [True, False])
     def test_what_was_stopped_is_queued_again_and_what_failed_is_not(self, tmp_path: Path, stopped: bool) -> None:

@@ -102,7 +102,7 @@ class TestIntrinsics:
         for path in folder.glob("*.png"):
             path.unlink()
         for frame in range(3):
-            write_image(folder / f"frame-{frame:06}.color.png", np.zeros((480, 640, 3), np.uint8))
+            write_image(folder / f"frame-{frame:06}.color.png", np.indices((480, 640, 3)).sum(0).astype(np.uint8))
         item = build_dataset(config_for(root, height=480, width=640), "test")[0]
         assert item["intrinsics"].tolist() == [[585, 0, 320], [0, 585, 240], [0, 0, 1]]
 

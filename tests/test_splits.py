@@ -14,7 +14,7 @@ from featdepth.data import check_leakage, leaked_drives
 from featdepth.data.kinds import DATASETS
 from featdepth.data.kitti_eigen import eigen_split, eigen_test_samples
 from featdepth.data.kitti_raw import KittiRaw
-from featdepth.data.splits import Sample, held_out_drives, read_list, seen_again
+from featdepth.data.splits import SEQUENCES, Sample, held_out_drives, parse_sample, read_list, seen_again
 from featdepth.errors import InputError
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))
@@ -162,3 +162,25 @@ def test_an_override_that_does_not_exist_is_refused(tmp_path):
 )
 def test_recordings_that_were_seen_are_known_again(seen, tested, again):
     assert seen_again(seen, tested) == again
+
+
+@pytest.mark.parametrize(
+    ("line", "sample"),
+    [
+        ("9 0 l", Sample("09", 0, "l")),
+        ("09 000473 r", Sample("09", 473, "r")),
+        ("10 5 2", Sample("10", 5, "l")),
+        ("0 5 03", Sample("00", 5, "r")),
+        ("nine 5 l", None),
+        ("9 5 1", None),
+    ],
+)
+def test_published_odometry_lists_are_read(line: str, sample: Sample | None) -> None:
+    assert parse_sample(line, SEQUENCES) == sample
+    assert sample is None or parse_sample(str(sample), SEQUENCES) == sample
+
+
+def test_published_lists_of_drives_are_read() -> None:
+    drive = "2011_09_26/2011_09_26_drive_0001_sync"
+    for line in (f"{drive} 473 r", f"{drive} 0000000473 r", f"{drive} 473 3"):
+        assert parse_sample(line) == Sample(drive, 473, "r")

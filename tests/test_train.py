@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import (
     INTERRUPTIBLE,
     REPOSITORY,
@@ -128,7 +129,8 @@ class TestOneProcess:
     ) -> None:
         directory = interrupted_copy(finished_run, tmp_path / "run", step=6)
         options = [*INTERRUPTIBLE, "train.max_steps=7", "data.workers=0", f"run.directory={directory}", "--resume"]
-        succeeded(call_program(train.main, "--config", config_file, *options))
+        result = succeeded(call_program(train.main, "--config", config_file, *options))
+        assert "\ntraining: 7 of 7 steps, " in result.out and "left 0:00:00 at this pace" in result.out
         steps = [(line["split"], line["step"]) for line in read_metrics(directory)]
         assert steps == [
             ("train", 3),
@@ -152,6 +154,42 @@ class TestOneProcess:
         result = call_program(train.main, "--config", config_file, f"run.directory={directory}", environment=alone)
         assert "launched as 2 processes" in result.error_line() and "--cpu" in result.error_line()
         assert not directory.exists()
+
+
+def step_gradients(
+    config_file: Path, directory: Path, samples: int, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[torch.Tensor], str]:
+    """The flat gradient of each step of an epoch of `samples`, one a batch, without any learning; what was printed."""
+    directory.mkdir()
+    config = load_config(config_file)
+    lines = (Path(config.data.split) / "train_files.txt").read_text().splitlines(keepends=True)
+    (directory / "train_files.txt").write_text("".join(lines[:samples]))
+    found: list[torch.Tensor] = []
+
+    def clip(_accelerator: Accelerator, parameters: list[torch.Tensor], _largest: float) -> torch.Tensor:
+        gradient = torch.cat([each.grad.flatten() for each in parameters])
+        found.append(gradient)
+        return gradient.norm()
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip)
+    options = ["model.objective=autoencoder", "data.frames=[0]", f"data.train_files={directory}/train_files.txt"]
+    options += ["train.batch_size=1", f"train.accumulate={accumulate}", "train.epochs=1", "optimizer.lr=1e-30"]
+    options += [f"run.directory={directory}/run", "train.panel_samples=0"]
+    out = succeeded(call_program(train.main, "--config", config_file, *options)).out
+    return found, out
+
+
+class TestAccumulation:
+    def test_the_last_step_of_an_epoch_weighs_its_samples_like_the_others(
+        self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Three samples are one step of three, or one of two and one of the third alone."""
+        (together,), _ = step_gradients(config_file, tmp_path / "one", 3, 3, monkeypatch)
+        (first, last), out = step_gradients(config_file, tmp_path / "two", 3, 2, monkeypatch)
+        assert "2 steps of 2 samples, 2 an epoch, the last of 1" in out
+        scale = together.norm().item()
+        torch.testing.assert_close((2 * first + last) / 3, together, rtol=1e-4, atol=1e-6 * scale)
+        assert last.norm().item() == pytest.approx(first.norm().item(), rel=0.9)
 
 
 class TestSeveralProcesses:

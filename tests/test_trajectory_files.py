@@ -9,6 +9,7 @@ import pytest
 
 from featdepth.data.trajectory import poses_from_quaternions
 from featdepth.errors import InputError
+from featdepth.score_trajectory import associate
 from featdepth.trajectory_files import read_kitti, read_trajectory, read_tum, write_kitti, write_tum
 
 HALF = "0.5 0.5 0.5 0.5"
@@ -81,3 +82,51 @@ def test_what_is_no_trajectory_is_refused_by_its_line(name: str, tmp_path: Path)
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"way.txt: the trajectory cannot be read: No such file"):
         read_trajectory(tmp_path / "way.txt")
+
+
+class TestOtherForms:
+    """The same two poses, written in other ways."""
+
+    POSES = poses_from_quaternions(np.array([[0.0, 0, 0], [1, 2, 3]]), np.array([[0, 0, 0, 1.0], [0, 0, 0.6, 0.8]]))
+    ROWS = tuple(" ".join(f"{value:.9g}" for value in pose[:3].ravel()) for pose in POSES)
+    TUM = ("0 0 0 0 0 0 1", "1 2 3 0 0 0.6 0.8")
+    EUROC = ("0 0 0 1 0 0 0" + " 0" * 9, "1 2 3 0.8 0 0 0.6" + " 0" * 9)
+
+    @pytest.mark.parametrize(
+        ("text", "times", "frames"),
+        [
+            (f"4 {ROWS[0]}\n7 {ROWS[1]}\n", None, [4, 7]),
+            (f"4 {ROWS[0]} 0 0 0 1\n7 {ROWS[1]} 0 0 0 1\n", None, [4, 7]),
+            (f"{ROWS[0]} 0 0 0 1\n{ROWS[1]} 0 0 0 1\n", None, None),
+            (f"r11 r12 r13 tx r21 r22 r23 ty r31 r32 r33 tz\n{ROWS[0]}\n{ROWS[1]}\n", None, None),
+            (f"% a comment\n// another\n{ROWS[0]}\n{ROWS[1]}\n", None, None),
+            (f"timestamp,tx,ty,tz,qx,qy,qz,qw\n5 {TUM[0]}\n6 {TUM[1]}\n".replace(" ", ","), [5, 6], None),
+            (f"0 5.5 {TUM[0]}\n1 6.5 {TUM[1]}\n", [5.5, 6.5], None),
+            (
+                "#timestamp [ns], p_RS_R_x [m], q_RS_w []\n"
+                f"1403636580838555648 {EUROC[0]}\n1403636581838555648 {EUROC[1]}\n".replace(" ", ","),
+                [1403636580.838555648, 1403636581.838555648],
+                None,
+            ),
+            (f"1403636580838555648 {TUM[0]}\n1403636581838555648 {TUM[1]}\n", [1403636580.838, 1403636581.838], None),
+        ],
+    )
+    def test_is_read(self, text: str, times: list[float] | None, frames: list[int] | None, tmp_path: Path) -> None:
+        (tmp_path / "way").write_text(text)
+        found = read_trajectory(tmp_path / "way")
+        assert np.allclose(found.poses, self.POSES, atol=1e-6)
+        assert (found.times is None) == (times is None) and (
+            times is None or np.allclose(found.times, times, atol=1e-2)
+        )
+        assert (None if found.frames is None else found.frames.tolist()) == frames
+
+    def test_frames_are_compared_by_their_numbers(self, tmp_path: Path) -> None:
+        poses = some_poses(6)
+        write_kitti(tmp_path / "truth", poses)
+        lines = (tmp_path / "truth").read_text().splitlines()
+        (tmp_path / "own").write_text("".join(f"{frame} {lines[frame]}\n" for frame in (1, 3, 4, 9 - 4)))
+        truth, own, count = associate(str(tmp_path / "truth"), str(tmp_path / "own"), 0.02)
+        assert count == 4 and np.allclose(truth, own, atol=1e-6) and np.allclose(own, poses[[1, 3, 4, 5]], atol=1e-6)
+        (tmp_path / "far").write_text(f"70 {lines[0]}\n71 {lines[1]}\n")
+        with pytest.raises(InputError, match="0 frames of the same number in common"):
+            associate(str(tmp_path / "truth"), str(tmp_path / "far"), 0.02)

@@ -10,6 +10,7 @@ from featdepth.cards.content import MODEL_SCALES, Results, paired
 from featdepth.cards.details import compare_sections
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import paired_interval
+from featdepth.wording import count
 
 
 def compare(this: Results, other: Results, flip: str) -> dict:
@@ -43,9 +44,9 @@ def metric_rows(this: Results, other: Results, column: str) -> Iterator[dict]:
 
 def format_comparison(against: dict) -> str:
     """The comparison as a table for people."""
+    images = f"{count(against['images'], 'image')} of {count(against['drives'], 'drive')}"
     lines = [
-        f"\nagainst {against['model']['checkpoint']}: {against['images']} images of {against['drives']} drives; "
-        "differences with their 95 % intervals over drives",
+        f"\nagainst {against['model']['checkpoint']}: {images}; differences with their 95 % intervals over drives",
     ]
     if against["leakage"]["contaminated"]:
         lines.append(f"CONTAMINATED: the other was trained on {', '.join(against['leakage']['contaminated'])}")

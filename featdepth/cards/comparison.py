@@ -13,6 +13,7 @@ from featdepth.cards.reading import Card, read_card
 from featdepth.config import Parser
 from featdepth.errors import InputError
 from featdepth.metrics.depth import METRICS
+from featdepth.wording import count
 
 MARK = "CONTAMINATED"
 UNKNOWN = "leakage unknown"
@@ -97,7 +98,10 @@ def variant_rows(cards: Sequence[Card], names: Sequence[str], scale: str, flip: 
     for configuration, members in by_configuration(cards).items():
         found = [card.scores[scale, flip] for card in members]
         if distinct_seeds(members) and None not in found:
-            name, seeds = f"configuration {configuration[:8]}, mean ± standard deviation", f"{len(members)} seeds"
+            name, seeds = (
+                f"configuration {configuration[:8]}, mean ± standard deviation",
+                f"{count(len(members), 'seed')}",
+            )
             cells = [spread([scores[metric].mean for scores in found]) for metric in METRICS]
             rows.append(Row(name, seeds, marks(members), SCALE_NAMES[scale], FLIP_NAMES[flip], [*cells, NOTHING]))
     return rows
@@ -142,7 +146,7 @@ def introduction(cards: Sequence[Card]) -> list[str]:
     """What all cards have in common."""
     first = cards[0]
     how = ", ".join(f"{name} {value}" for name, value in first.protocol.items())
-    return [escape_markdown(f"{first.images} images of {first.drives} drives, {how}")]
+    return [escape_markdown(f"{count(first.images, 'image')} of {count(first.drives, 'drive')}, {how}")]
 
 
 def notes(cards: Sequence[Card]) -> list[str]:

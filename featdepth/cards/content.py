@@ -19,6 +19,7 @@ from featdepth.data.splits import Sample, seen_again, source_name
 from featdepth.metrics import breakdown
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
+from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.scale import describe_scale
 
@@ -116,8 +117,7 @@ def describe_test(config: Config, samples: Sequence[Sample], skipped: int) -> di
     evaluate = config.evaluate
     return {
         "protocol": evaluate.protocol,
-        "crop": evaluate.crop,
-        "cap": evaluate.cap,
+        **protocol_of(config)._asdict(),
         "flip": evaluate.flip,
         "camera_height": evaluate.camera_height,
         "kind": config.data.kind,

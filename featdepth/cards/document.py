@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from featdepth.cards.blocks import Alarm, Block, Facts, Figures, Heading, Notice, Table, Text, Title
 from featdepth.cards.content import FLIPS, SCALE_TITLES, metric_title
 from featdepth.metrics.depth import METRICS
+from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import CAMERA_HEIGHT
+from featdepth.wording import count
 
 FLIP_TITLES = {"plain": "without flip post-processing", "flip": "with flip post-processing"}
 TRIVIAL_TITLES = {  # by scale
@@ -61,7 +63,8 @@ def leakage(found: dict, subject: str) -> Iterator[Block]:
         )
     elif not found["contaminated"]:
         yield Text(
-            f"Leakage check of {subject}: no test drive is among its {found['training_drives']} training drives."
+            f"Leakage check of {subject}: no test drive is among its "
+            f"{count(found['training_drives'], 'training drive')}."
         )
 
 
@@ -73,7 +76,7 @@ def scores(card: dict) -> Iterator[Block]:
         fixed = f"scale from {CAMERA_HEIGHT}"
     yield Text(
         f"{count(test['images'], 'image')} of {count(test['drives'], 'drive')}, protocol {test['protocol']}, "
-        f"crop {test['crop']}, cap {test['cap']:g} m. Depth is {card['model']['depth']}."
+        f"{describe_protocol(test)}. Depth is {card['model']['depth']}."
     )
     yield Notice(NO_SEEDS)
     for flip in FLIPS:
@@ -124,10 +127,6 @@ def figure(value: float | None) -> str:
 
 def between(bounds: list[float] | None) -> str:
     return NOTHING if bounds is None else f"{figure(bounds[0])} to {figure(bounds[1])}"
-
-
-def count(number: int, name: str) -> str:
-    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def comparison(against: dict) -> Iterator[Block]:

@@ -16,6 +16,7 @@ from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.data.dataset import FrameDataset
 from featdepth.metrics.depth import evaluation_mask, median, resize_map
+from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.tracking import ERROR_COLOURS, colour, colour_disparity, picture
 from featdepth.validation import predict_disparity
@@ -61,14 +62,15 @@ def paint_errors(
 ) -> np.ndarray:
     """uint8 `[h, w, 3]`: the darkened `image` under the relative errors of `inverse_depth` where they are known."""
     painted = image // 3
-    mask = evaluation_mask(truth, config.evaluate.crop, config.evaluate.cap)
+    protocol = protocol_of(config)
+    mask = evaluation_mask(truth, protocol.crop, protocol.cap)
     if not mask.any():
         return painted
     true = truth[mask]
     predicted = 1 / resize_map(inverse_depth, tuple(truth.shape))[mask]
     if median_scaled:
         predicted = predicted * median(true) / median(predicted)
-    errors = (predicted.clamp(max=config.evaluate.cap) - true).abs() / true
+    errors = (predicted.clamp(max=protocol.clamp) - true).abs() / true
     dots = colour((errors / LARGEST_ERROR).nan_to_num(1.0)[None], ERROR_COLOURS)[0]
     order = errors.argsort().numpy()  # large ones last, on top
     places = mask.nonzero().numpy() * (np.array(image.shape[:2]) / np.array(truth.shape))

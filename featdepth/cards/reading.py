@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from featdepth.cards.content import FLIPS, FORMAT, MODEL_SCALES
 from featdepth.config_values import shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_json
 from featdepth.metrics.depth import METRICS
 
 CARD_FILE = "card.json"
@@ -51,7 +50,7 @@ def read_card(path: str | Path) -> Card:
     if path.is_dir():
         path = path / CARD_FILE
     try:
-        content = json.loads(read_bytes(path, LARGEST_CARD, "the card"), parse_constant=refuse_constant)
+        content = read_json(path, LARGEST_CARD, "the card", parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no valid JSON ({shown(str(error))}); evaluate again") from error
     entries = Entries(path, content)
@@ -110,10 +109,15 @@ class Entries:
 def read_protocol(test: Entries) -> dict[str, str]:
     """What cards must agree on, in words by name."""
     camera_height = test.get("camera_height", float, optional=True)
+    # Cards without a clamp clamped predictions to the cap.
+    has_clamp = "clamp" in test.content
+    cap = test.get("cap", float, optional=has_clamp)
+    clamp = test.get("clamp", float) if has_clamp else cap
     return {
         "protocol": shown(test.get("protocol", str)),
         "crop": shown(test.get("crop", str)),
-        "cap": f"{test.get('cap', float):g} m",
+        "cap": "none" if cap is None else f"{cap:g} m",
+        "predictions": f"up to {clamp:g} m",
         "camera height": "none" if camera_height is None else f"{camera_height:g} m",
         "test list": test.get("sha256", str, pattern=DIGEST),
     }

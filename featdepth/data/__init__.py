@@ -11,6 +11,7 @@ from featdepth.data.dataset import FrameDataset
 from featdepth.data.kinds import kind_of
 from featdepth.data.mix import MixedDataset, held_out_again, mix, mixed_configs
 from featdepth.errors import InputError
+from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -32,6 +33,9 @@ def build_dataset(
     require_depth: leave out samples without ground truth and count them. Raises InputError for everything wrong with
     the data that can be seen without decoding it, for a part without samples, and for a training part that shares
     drives with another part, or has no distances for `loss.velocity`.
+
+    Where intrinsics are learned, samples of the training part have `camera`, their place among its own cameras, which
+    `build_model` learns; other parts have it after `number_cameras` with the names of a model's cameras.
     """
     if part == "train":
         check_leakage(config)
@@ -40,9 +44,11 @@ def build_dataset(
         dataset = mix(config, dataset)
     if part == "train" and frames is None and config.loss.velocity > 0 and dataset.known_distances == 0:
         raise InputError(
-            f"loss.velocity is {config.loss.velocity}, but none of {len(dataset)} training samples knows how far the "
-            "camera moved; docs/scale.md says where each kind of data has it"
+            f"loss.velocity is {config.loss.velocity}, but none of {count(len(dataset), 'training sample')} knows how "
+            "far the camera moved; docs/scale.md says where each kind of data has it"
         )
+    if part == "train" and config.model.intrinsics == "learned":
+        dataset.number_cameras(list(dataset.start_intrinsics()))
     return dataset
 
 

@@ -26,7 +26,9 @@ def colour_maps() -> Tensor:
     return torch.stack([identity, identity - yiq_from_rgb[0], torch.linalg.solve(yiq_from_rgb, turn @ yiq_from_rgb)])
 
 
-COLOUR_MAPS = colour_maps()
+# As numbers of float32, by row: a tensor would have to be copied to the device of each batch.
+IDENTITY, CHROMA, TURNED_CHROMA = colour_maps().float().tolist()
+LUMA = (colour_maps().float()[0] - colour_maps().float()[1])[0].tolist()
 
 
 def augment(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -65,14 +67,16 @@ def jitter_colour(images: Tensor, jitter: Tensor) -> Tensor:
 
     hue is in turns of the colour circle. Contrast is measured from the sample's mean luma, over all its frames.
     """
-    brightness, contrast, saturation, hue = (value[:, None, None] for value in jitter.to(images.dtype).unbind(1))
-    identity, chroma, turned_chroma = COLOUR_MAPS.to(images.device, images.dtype, non_blocking=True)
+    brightness, contrast, saturation, hue = jitter.to(images.dtype).unbind(1)
     angle = 2 * math.pi * hue
     # Written as a change of the identity, which makes it exactly the identity for saturation 1 and hue 0.
-    colour = identity + (saturation * angle.cos() - 1) * chroma + saturation * angle.sin() * turned_chroma
-    colour = brightness * contrast * colour
-    mean_luma = (images.mean(dim=(1, 3, 4)) * (identity - chroma)[0]).sum(1)
-    augmented = ((1 - contrast) * brightness * mean_luma[:, None, None])[:, None, None]
+    kept, turned = saturation * angle.cos() - 1, saturation * angle.sin()
+    rows = zip(IDENTITY, CHROMA, TURNED_CHROMA, strict=True)
+    entries = [one + kept * chroma + turned * turn for row in rows for one, chroma, turn in zip(*row, strict=True)]
+    colour = (brightness * contrast)[:, None, None] * torch.stack(entries, dim=1).unflatten(1, (3, 3))
+    red, green, blue = images.mean(dim=(1, 3, 4)).unbind(1)
+    mean_luma = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
+    augmented = ((1 - contrast) * brightness * mean_luma)[:, None, None, None, None]
     # Written out by input channel: a matrix product would run in reduced precision where TF32 is allowed.
     for channel in range(3):
         factors = colour[:, None, :, channel, None, None]

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
+from featdepth.data.dataset import SKIPPING_ADVICE
 from featdepth.data.frame_cache import FrameCache
 from featdepth.data.shards import (
     Source,
@@ -37,6 +37,8 @@ from featdepth.data.shards import (
     used_bytes,
 )
 from featdepth.errors import InputError, run_program
+from featdepth.progress import watched
+from featdepth.wording import count
 
 PARTS = ("train", "validation")
 THERE, ADDED, NO_ROOM, UNREADABLE = range(4)
@@ -100,9 +102,9 @@ class Frames(Dataset):
                 return THERE
             self.cache.load(path, size)
             return NO_ROOM if self.cache.closed else ADDED
-        except InputError:
+        except InputError as error:
             if not self.skip_bad_frames:
-                raise
+                raise InputError(f"{error}{SKIPPING_ADVICE}") from error
             return UNREADABLE
 
 
@@ -127,7 +129,7 @@ def fill_one(cache: FrameCache, files: dict[str, tuple[int, int]], skip_bad_fram
     loader = DataLoader(frames, shuffle=True, num_workers=workers, generator=torch.Generator())
     loader.generator.seed()
     counts: Counter[int] = Counter()
-    for result in tqdm(loader, unit="frame", disable=None):
+    for result in watched(loader, "cache", "frames", len(loader)):
         counts[int(result)] += 1
         if int(result) == NO_ROOM:
             break
@@ -145,7 +147,8 @@ def check(root: Path) -> None:
     for folder in size_folders(root):
         counts: Counter[str] = Counter()
         seen: set[Source] = set()
-        for index in shard_files(folder, ".index"):
+        shards = list(shard_files(folder, ".index"))
+        for index in watched(shards, "checking", "files", len(shards)):
             for _, source, frame in read_shard(index):
                 counts[verdict(source, frame, seen)] += 1
         print(f"{folder.name}: {listed(counts)}")
@@ -153,7 +156,7 @@ def check(root: Path) -> None:
     print(f"{used_bytes(root) / 1e9:.3g} GB in {root}")
     if total["damaged"]:
         raise InputError(
-            f"{root}: {total['damaged']} frames are damaged and will be decoded again; --shrink drops them"
+            f"{root}: {count(total['damaged'], 'damaged frame')} to be decoded again; --shrink drops what is damaged"
         )
 
 
@@ -180,7 +183,7 @@ def shrink(root: Path, limit: int | None) -> None:
     shards = [index for folder in size_folders(root) for index in shard_files(folder, ".index")]
     shards.sort(key=lambda index: index.stat().st_mtime_ns, reverse=True)
     room = float("inf") if limit is None else limit
-    for index in tqdm(shards, unit="shard", disable=None):
+    for index in watched(shards, "shrinking", "files", len(shards)):
         outdated = not is_current(index.parent)
         kept = []
         for slot, (line, source, frame) in enumerate(read_shard(index)):
@@ -195,7 +198,7 @@ def shrink(root: Path, limit: int | None) -> None:
     for folder in size_folders(root):
         remove_leftovers(folder)
     kept_count = counts.pop(GOOD, 0)
-    print(f"{kept_count} frames kept; dropped: {listed(counts)}")
+    print(f"{count(kept_count, 'frame')} kept; dropped: {listed(counts)}")
     print(f"{before / 1e9:.3g} GB before, {used_bytes(root) / 1e9:.3g} GB now in {root}")
 
 

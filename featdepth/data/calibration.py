@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
-from featdepth.intrinsics_formats import NUMBER
+from featdepth.files import read_text
+from featdepth.intrinsics_values import NUMBER
 from featdepth.lenses import check_pinhole
 
 CAMERAS = {"l": "02", "r": "03"}  # the colour cameras
@@ -98,10 +98,10 @@ class Calibration(RectifiedCameras):
 def read_rows(path: Path) -> dict[str, str]:
     """The rows `name: values` of a calibration file; InputError where it is missing or unreasonably large."""
     try:
-        text = read_bytes(path, LARGEST_FILE, "the calibration").decode("utf-8", errors="replace")
+        text = read_text(path, LARGEST_FILE, "the calibration")
     except InputError as error:
         raise InputError(
-            f"{error}; download the calibration of this day from KITTI's raw data page and put its files there"
+            f"{error}; download the calibration and put its files there, or for own data write it (docs/data)"
         ) from error
     pairs = (line.partition(":") for line in text.splitlines())
     return {name.strip(): values for name, colon, values in pairs if colon}
@@ -110,11 +110,13 @@ def read_rows(path: Path) -> dict[str, str]:
 def parse_row(path: Path, rows: dict[str, str], name: str, count: int) -> np.ndarray:
     """Row `name` as `count` numbers of a possible size; InputError that names file and row for anything else."""
     if name not in rows:
-        raise InputError(f"{path}: row {name} is missing; download the calibration of this day again")
+        raise InputError(f"{path}: row {name} is missing; download the calibration again, or write the row")
     words = rows[name].split()
     # `float` alone would take nan, 1_0 and digits of other scripts.
     if len(words) != count or not all(map(NUMBER.fullmatch, words)):
-        raise InputError(f"{path}: row {name} should have {count} numbers; download the calibration of this day again")
+        raise InputError(
+            f"{path}: row {name} should have {count} numbers; download the calibration again, or correct the row"
+        )
     values = np.array([float(word) for word in words])
     if (abs(values) > LARGEST_NUMBER).any():
         raise InputError(f"{path}: row {name} has a number beyond {LARGEST_NUMBER:g}; download the calibration again")
@@ -125,5 +127,5 @@ def parse_rotation(path: Path, rows: dict[str, str], name: str) -> np.ndarray:
     """Row `name` as a rotation 3x3; InputError where it is none."""
     rotation = parse_row(path, rows, name, 9).reshape(3, 3)
     if not np.allclose(rotation @ rotation.T, np.eye(3), rtol=0, atol=0.01) or np.linalg.det(rotation) < 0:
-        raise InputError(f"{path}: row {name} is no rotation; download the calibration of this day again")
+        raise InputError(f"{path}: row {name} is no rotation; download the calibration again, or correct the row")
     return rotation

@@ -13,7 +13,6 @@ A snippet is 30 frames in a row, of which the benchmark uses the 20th. A drive i
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +27,7 @@ from featdepth.data.listing import file_names
 from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_json, read_text
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -49,6 +48,8 @@ class StereoCamera(NamedTuple):
 
 class Cityscapes(SequenceDataset):
     """The official parts are those of the folders; validation's and test's targets are the snippets' 20th frames."""
+
+    calibration_name: ClassVar = "camera/*.json"
 
     official: ClassVar = {"train": ("train/*",), "validation": ("val/*",), "test": ("test/*",)}
 
@@ -127,7 +128,7 @@ class Cityscapes(SequenceDataset):
 
     def read_camera(self, path: str) -> StereoCamera:
         """What a camera file says. Raises InputError where that is no camera."""
-        values = read_json(path, "the camera")
+        values = read_record(path, "the camera")
         fx, fy, cx, cy = (number_in(values, path, "intrinsic", name) for name in ("fx", "fy", "u0", "v0"))
         intrinsics = np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
         check_pinhole(path, "intrinsic", intrinsics)
@@ -165,7 +166,7 @@ class Cityscapes(SequenceDataset):
     def read_speeds(self, drive: str) -> dict[int, float]:
         """Metres a second at each frame where that is known; never negative."""
         return {
-            frame: abs(number_in(read_json(path, "the vehicle's state"), path, "speed"))
+            frame: abs(number_in(read_record(path, "the vehicle's state"), path, "speed"))
             for frame, path in self.files("vehicle_sequence", drive).items()
         }
 
@@ -179,16 +180,16 @@ class Cityscapes(SequenceDataset):
 
 def read_timestamp(path: str) -> float:
     """The seconds in a file that has one whole number of nanoseconds. Raises InputError."""
-    text = read_bytes(path, LARGEST_JSON, "the time").decode("utf-8", errors="replace").strip()
+    text = read_text(path, LARGEST_JSON, "the time").strip()
     if not re.fullmatch("[0-9]{1,19}", text, re.ASCII):
         raise InputError(f"{path}: {text[:40]!r} is no time in nanoseconds; download the file again")
     return int(text) / 1e9
 
 
-def read_json(path: str, what: str) -> Any:
+def read_record(path: str, what: str) -> Any:
     """The content of a small JSON file; `what` it should be is said in errors. Raises InputError."""
     try:
-        return json.loads(read_bytes(path, LARGEST_JSON, what))
+        return read_json(path, LARGEST_JSON, what)
     except (ValueError, RecursionError):
         raise InputError(f"{path}: {what} is no JSON; download the file again") from None
 

@@ -12,19 +12,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from featdepth.data.baselines import check_stereo_pose
 from featdepth.data.frame_cache import FrameCache
 from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
-from featdepth.data.selection import moving_samples
+from featdepth.data.selection import count_unknown, moving_samples
 from featdepth.data.splits import FOLDERS, Naming, Sample, list_file, read_list
 from featdepth.errors import InputError
 from featdepth.geometry import crop_intrinsics, resize_intrinsics
 from featdepth.intrinsics_files import field_of_view_intrinsics
+from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.config import Config
 
 STEREO = "s"
 UNNUMBERED = -1  # the camera of a sample whose intrinsics no model has learned
+SKIPPING_ADVICE = ", or set data.skip_bad_frames=true"  # in errors of single frames
 MOST_REPLACEMENTS = 10  # bad samples in a row: beyond that the data set is broken, not a frame
 FIXED_INTRINSICS = [[0.58, 0.0, 0.5], [0.0, 1.92, 0.5], [0.0, 0.0, 1.0]]  # of the published code, in widths and heights
 
@@ -45,13 +48,15 @@ class FrameDataset(Dataset, ABC):
     """Samples as dicts of tensors (see `__getitem__`); made by `featdepth.data.build_dataset`.
 
     samples: the target images, in order; drives: their drives, sorted; left_out: listed samples that lack one of their
-    frames; static: training samples left out for moving too little; without_depth: samples left out for want of ground
-    truth; known_distances: samples that know how far the camera moved; depth_size: the common size of `depth`.
+    frames; static: samples of training or validation left out for moving too little; unknown_motion: those that stay
+    since nobody knows whether they move; without_depth: samples left out for want of ground truth; known_distances:
+    samples that know how far the camera moved; depth_size: the common size of `depth`.
 
     A kind of data is a subclass that says what is on the disk: the abstract methods, and those up to `distance`.
     """
 
     naming: ClassVar[Naming] = FOLDERS  # of drives in lists
+    calibration_name: ClassVar[str] = "the data's calibration"  # where intrinsics come from, for people
 
     def __init__(
         self,
@@ -130,10 +135,18 @@ class FrameDataset(Dataset, ABC):
         """The sample's camera, where intrinsics are learned: samples of one name have one intrinsics."""
         return str(self.camera_of(sample))
 
+    def intrinsics_source(self, sample: Sample) -> str:
+        """Where the intrinsics of the sample's drive come from, in words."""
+        return self.calibration_name
+
     @property
     def members(self) -> list[FrameDataset]:
         """The data sets that this one is made of (see `featdepth.data.mix`): itself alone."""
         return [self]
+
+    def name_hint(self, sample: Sample) -> str:
+        """What to do about a listed frame that is not there."""
+        return "add it or remove the line"
 
     def recordings(self) -> list[str]:
         """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
@@ -150,6 +163,11 @@ class FrameDataset(Dataset, ABC):
     def times(self, drive: str) -> dict[int, float]:
         """Seconds at which each frame was taken, where that is known."""
         return {}
+
+    def drops(self, drive: str) -> np.ndarray | None:
+        """Where frames were chosen by motion, so that uneven times are meant: bool `[N-1]`, between which neighbours
+        the camera itself recorded none, or the clock went back; None: the times should be even."""
+        return None
 
     def distance(self, sample: Sample, frame: int) -> float | None:
         """Metres between the camera at the target and at the frame `frame` later or earlier; None: unknown."""
@@ -170,7 +188,7 @@ class FrameDataset(Dataset, ABC):
             if self.image_path(sample, 0) is None:
                 raise InputError(
                     f"{path}:{number}: {sample} names a frame that is not below {config.data.root}; "
-                    "download it or remove the line"
+                    f"{self.name_hint(sample)}"
                 )
             samples.append(sample)
         return samples
@@ -181,15 +199,18 @@ class FrameDataset(Dataset, ABC):
         complete = [sample for sample in listed if all(self.image_path(sample, frame) for frame in self.frames)]
         if not complete:
             raise InputError(
-                f"{part}: none of {len(listed)} samples has all of its frames {self.frames} below {self.config.root}; "
-                f"the first is {listed[0]}; download what is missing or change data.frames"
+                f"{part}: none of {count(len(listed), 'sample')} has all of its frames {self.frames} below "
+                f"{self.config.root}; the first is {listed[0]}; download what is missing or change data.frames"
             )
-        moving = moving_samples(self, complete) if self.is_training else complete
+        moving = complete if part == "test" else moving_samples(self, complete)
         self.samples = [sample for sample in moving if self.depth_path(sample)] if require_depth else moving
         if not self.samples:
-            raise NoGroundTruth(f"{part}: none of {len(moving)} samples has ground truth; {self.ground_truth_hint()}")
+            raise NoGroundTruth(
+                f"{part}: none of {count(len(moving), 'sample')} has ground truth; {self.ground_truth_hint()}"
+            )
         self.left_out = len(listed) - len(complete)
         self.static = len(complete) - len(moving)
+        self.unknown_motion = 0 if part == "test" else count_unknown(self, moving)
         self.without_depth = len(moving) - len(self.samples)
 
     def prepare_cameras(self) -> None:
@@ -206,6 +227,7 @@ class FrameDataset(Dataset, ABC):
             self.windows[camera] = crop_window(size, self.config.crop)
             self.intrinsics[camera] = self.scaled_intrinsics(intrinsics, size, self.windows[camera])
             if stereo_pose is not None:
+                check_stereo_pose(f"{self.config.root}, {sample.drive}", stereo_pose, sample.side)
                 self.stereo_poses[camera] = torch.from_numpy(stereo_pose).float()
         self.depth_size = tuple(map(max, zip(*map(self.shown_size, self.native_sizes), strict=True)))
 
@@ -253,11 +275,13 @@ class FrameDataset(Dataset, ABC):
 
     def describe(self) -> str:
         """A line for a run's header: how many samples of how many drives, what was left out, and what is cached."""
-        text = f"{len(self.samples)} samples of {len(self.drives)} drives"
+        text = f"{count(len(self.samples), 'sample')} of {count(len(self.drives), 'drive')}"
         if self.left_out:
             text += f", {self.left_out} left out (missing frames)"
         if self.static:
             text += f", {self.static} left out (static)"
+        if self.unknown_motion:
+            text += f", {self.unknown_motion} kept whose motion is unknown"
         if self.without_depth:
             text += f", {self.without_depth} left out (no ground truth)"
         if self.with_distance:
@@ -297,14 +321,17 @@ class FrameDataset(Dataset, ABC):
     def load_readable(self, index: int) -> tuple[dict[str, Tensor], int]:
         """The sample at `index`, or the next readable one if bad frames are skipped, and how many steps away it is."""
         if not self.config.skip_bad_frames:
-            return self.load(self.samples[index]), 0
+            try:
+                return self.load(self.samples[index]), 0
+            except InputError as error:
+                raise InputError(f"{error}{SKIPPING_ADVICE}") from error
         for steps in range(min(MOST_REPLACEMENTS + 1, len(self))):
             try:
                 return self.load(self.samples[(index + steps) % len(self)]), steps
             except InputError as error:
                 last = error
         raise InputError(
-            f"{steps + 1} samples in a row cannot be read, from {self.samples[index]} on; the last: {last}"
+            f"{count(steps + 1, 'sample')} in a row cannot be read, from {self.samples[index]} on; the last: {last}"
         )
 
     def load(self, sample: Sample) -> dict[str, Tensor]:
@@ -326,13 +353,13 @@ class FrameDataset(Dataset, ABC):
         return item
 
     def load_frame(self, path: str, camera: Hashable) -> Tensor:
-        """The image at `path` of a camera, uint8 `[3, H, W]`."""
+        """The image at `path` of a camera, uint8 `[3, H, W]`. InputError for one that is unreadable, or one colour."""
         size = self.native_sizes[camera]
         if self.cache is not None:
             return self.cache.load(path, size)
         # In training's order neighbours are far apart; else consecutive samples have most frames in common.
         load = load_image if self.is_training else load_recent_image
-        return load(path, self.size, size, self.windows[camera])
+        return load(path, self.size, size, self.windows[camera], True)
 
     def image_files(self) -> dict[str, tuple[int, int]]:
         """All images that the samples need, with the size (height, width) that each must have."""

@@ -22,8 +22,9 @@ from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.data.trajectory import poses_from_quaternions
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_bytes, read_text
 from featdepth.intrinsics_files import read_colmap_cameras
+from featdepth.wording import count
 
 CAMERA_FOLDER = re.compile(r"images_rig_(cam[0-9]+)_undistorted")
 IMAGE_NAME = re.compile(r"([0-9]{1,19})\.png")
@@ -48,6 +49,8 @@ class DistortedCamera(NamedTuple):
 
 class Eth3d(SequenceDataset):
     """Several cameras a scene; there is no official split."""
+
+    calibration_name = "cameras.txt"
 
     def find_drives(self, root: Path) -> list[str]:
         drives = []
@@ -185,7 +188,7 @@ def read_thin_prism_cameras(path: Path) -> dict[int, DistortedCamera]:
 
 
 def read_lines(path: Path) -> list[str]:
-    return read_bytes(path, LARGEST_TABLE, "the calibration").decode("utf-8", errors="replace").splitlines()
+    return read_text(path, LARGEST_TABLE, "the calibration").splitlines()
 
 
 def thin_prism_pixels(points: np.ndarray, parameters: tuple[float, ...]) -> np.ndarray:
@@ -215,7 +218,7 @@ def read_depth_map(path: str, size: tuple[int, int]) -> np.ndarray:
     content = read_bytes(path, 4 * LARGEST_SIDE**2, "the depth map")
     if len(content) != expected:
         raise InputError(
-            f"{path}: {len(content)} bytes, but a depth map of {size[1]} x {size[0]} float32 has {expected}; "
+            f"{path}: {count(len(content), 'byte')}, but a depth map of {size[1]} x {size[0]} float32 has {expected}; "
             "download it again"
         )
     depth = np.frombuffer(content, dtype="<f4").reshape(size)

@@ -21,6 +21,7 @@ from featdepth.data.listing import file_names, list_frames, read_matrix, read_nu
 from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
 from featdepth.intrinsics_files import read_intrinsics
+from featdepth.wording import command
 
 IMAGE_NAME = re.compile(r"([0-9]{6})\.png")
 
@@ -28,13 +29,16 @@ IMAGE_NAME = re.compile(r"([0-9]{6})\.png")
 class Euroc(SequenceDataset):
     """The machine hall trains, the first Vicon room validates, the second one tests."""
 
+    calibration_name: ClassVar = "intrinsics.txt"
+
     official: ClassVar = {"train": ("MH_*",), "validation": ("V1_*",), "test": ("V2_*",)}
 
     def find_drives(self, root: Path) -> list[str]:
         drives = [name for name in file_names(root) if (root / name / "manifest.json").is_file()]
         if not drives:
             raise InputError(
-                f"{root}: no prepared EuRoC here; run python -m featdepth.prepare_euroc DOWNLOADED --out {root}"
+                f"{root}: no prepared EuRoC here; run "
+                + command(["python", "-m", "featdepth.prepare_euroc", "DOWNLOADED", "--out", root])
             )
         return drives
 

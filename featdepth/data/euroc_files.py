@@ -11,7 +11,7 @@ import numpy as np
 from featdepth.config_values import convert, parse_yaml
 from featdepth.data.listing import file_names, read_numbers
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 from featdepth.lenses import Lens
 
 TRUTH_COLUMNS = 17  # nanoseconds, position, quaternion (w first), velocity, two biases
@@ -58,7 +58,7 @@ def read_camera(folder: Path) -> Sensor:
 def read_images(folder: Path) -> dict[int, Path]:
     """The images that a camera's data.csv lists and that are there, by nanoseconds, in order. Raises InputError."""
     path = folder / "data.csv"
-    text = read_bytes(path, LARGEST_LIST, "the list of images").decode("utf-8", errors="replace")
+    text = read_text(path, LARGEST_LIST, "the list of images")
     there, images = set(file_names(folder / "data")), {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -84,7 +84,7 @@ def read_truth(folder: Path, origin: int) -> Truth:
 
 def read_sensor(path: Path) -> dict[str, Any]:
     """What a sensor.yaml says. Raises InputError."""
-    text = read_bytes(path, LARGEST_SENSOR, "the calibration").decode("utf-8", errors="replace")
+    text = read_text(path, LARGEST_SENSOR, "the calibration")
     values = parse_yaml(re.sub(r"\A%YAML:1\.0.*", "", text), str(path))  # OpenCV's first line is no YAML
     if not isinstance(values, dict):
         raise InputError(f"{path}: is no calibration of EuRoC; download the file again")

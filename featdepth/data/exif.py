@@ -6,7 +6,7 @@ import math
 import numbers
 from pathlib import Path
 
-from featdepth.data.images import decoded
+from featdepth.data.images import SIDEWAYS, decoded, formats_of, orientation_of, upright_size
 from featdepth.intrinsics_files import check_plausible
 from featdepth.intrinsics_formats import matrix
 from featdepth.lenses import Lens
@@ -14,7 +14,7 @@ from featdepth.lenses import Lens
 FILM_DIAGONAL = math.hypot(36.0, 24.0)  # mm; focal lengths "in 35 mm film" are for the same diagonal angle of view
 INCH = 2
 MILLIMETRES = {INCH: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # EXIF's units of focal plane resolutions
-EXIF_FOLDER, ORIENTATION = 0x8769, 0x0112
+EXIF_FOLDER = 0x8769
 FOCAL_LENGTH, FOCAL_LENGTH_35MM = 0x920A, 0xA405
 RESOLUTION_X, RESOLUTION_Y, RESOLUTION_UNIT = 0xA20E, 0xA20F, 0xA210
 RECORDED_WIDTH, RECORDED_HEIGHT = 0xA002, 0xA003
@@ -26,16 +26,15 @@ def exif_intrinsics(image_path: str | Path) -> Lens | None:
     From the focal length for 35 mm film, else from the focal length and the resolution on the sensor. The principal
     point is taken to be the centre. Raises InputError for an unreadable image and an impossible focal length.
     """
-    with decoded(image_path, ("PNG", "JPEG"), None) as image:
-        exif, height, width = image.getexif(), image.height, image.width
-        values = {tag: float(value) for tag, value in exif.get_ifd(EXIF_FOLDER).items() if is_positive(value)}
-        sideways = exif.get(ORIENTATION, 1) in (5, 6, 7, 8)
-    focal = exif_focal_lengths(values, (height, width))
+    with decoded(image_path, formats_of(image_path), None) as image:
+        height, width = upright_size(image)
+        sideways = orientation_of(image) in SIDEWAYS
+        folder = image.getexif().get_ifd(EXIF_FOLDER)
+        values = {tag: float(value) for tag, value in folder.items() if is_positive(value)}
+    focal = exif_focal_lengths(values, (width, height) if sideways else (height, width))
     if focal is None:
         return None
-    fx, fy = focal
-    if sideways:
-        height, width, fx, fy = width, height, fy, fx
+    fx, fy = focal[::-1] if sideways else focal
     lens = Lens("pinhole", matrix(fx, fy, (width - 1) / 2, (height - 1) / 2), (), (height, width))
     check_plausible(image_path, lens)
     return lens

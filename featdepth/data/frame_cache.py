@@ -36,6 +36,7 @@ from featdepth.data.shards import (
     used_bytes,
 )
 from featdepth.errors import InputError
+from featdepth.wording import count
 
 SPARED_BYTES = 1 << 30  # of the disk, for checkpoints and everybody else: less is left free by no frame
 MOST_MAPS = 128  # shards that are mapped at a time; each takes a file descriptor
@@ -94,12 +95,12 @@ class FrameCache:
     def load(self, path: str | Path, expected_size: tuple[int, int]) -> Tensor:
         """`load_image` of the frame's size and crop: uint8 `[3, H, W]`, from the cache, or decoded and added to it.
 
-        Raises InputError as `load_image` does, and where the cache cannot be read or written.
+        Raises InputError as `load_image` does, also for one colour all over, and where the cache is unusable.
         """
         source = identify(path, expected_size)
         frame = self.find(source)
         if frame is None:
-            frame = load_image(path, self.size, expected_size, crop_window(expected_size, self.crop))
+            frame = load_image(path, self.size, expected_size, crop_window(expected_size, self.crop), True)
             self.add(source, frame)
         return frame
 
@@ -186,7 +187,9 @@ class FrameCache:
 
     def describe(self, frames: int) -> str:
         """A line for the run's header; `frames`: how many the data set reads."""
-        text = f"{len(self)} frames in {self.folder}, {frames} needed ({frames * self.frame_bytes / 1e9:.2g} GB)"
+        text = (
+            f"{count(len(self), 'frame')} in {self.folder}, {frames} needed ({frames * self.frame_bytes / 1e9:.2g} GB)"
+        )
         if self.closed:
             return f"{text}; it cannot be written to, what is not there is decoded each time"
         free = shutil.disk_usage(self.folder).free - SPARED_BYTES

@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from featdepth.data.calibration import Calibration
 from featdepth.errors import InputError
 from featdepth.files import locked, read_bytes, read_safetensors
+from featdepth.wording import count
 
 POINT_BYTES = 16  # x, y, z, reflectance: float32
 LARGEST_SCAN = 64 << 20  # bytes; KITTI's scans have 2 MB
@@ -35,8 +36,8 @@ def read_scan(path: str | Path) -> np.ndarray:
     data = read_bytes(path, LARGEST_SCAN, "the scan")
     if len(data) % POINT_BYTES:
         raise InputError(
-            f"{path}: {len(data)} bytes are no whole number of {POINT_BYTES}-byte points, "
-            f"the scan is cut after {len(data) // POINT_BYTES} points; download it again"
+            f"{path}: {count(len(data), 'byte')} are no whole number of {POINT_BYTES}-byte points, "
+            f"the scan is cut after {count(len(data) // POINT_BYTES, 'point')}; download it again"
         )
     return np.frombuffer(data, dtype="<f4").reshape(-1, 4)
 
@@ -64,10 +65,13 @@ def lidar_depth(
     return depth.reshape(height, width)
 
 
-def default_cache_folder() -> Path:
-    """Where depth maps are kept unless the configuration says otherwise: below the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "featdepth" / "ground_truth"
+def default_cache_folder() -> Path | None:
+    """Where depth maps are kept unless the configuration says otherwise: below the user's cache folder.
+
+    None for a user without a home, as in containers that run under a number without a name.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "featdepth" / "ground_truth" if os.path.isabs(base) else None
 
 
 def writable_cache_folder(configured: str | None) -> Path | None:
@@ -77,6 +81,8 @@ def writable_cache_folder(configured: str | None) -> Path | None:
     and depth maps are computed each time.
     """
     folder = Path(configured) if configured is not None else default_cache_folder()
+    if folder is None:
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from featdepth.data.calibration import CAMERAS
-from featdepth.data.listing import list_frames
+from featdepth.data.listing import SUFFIXES, list_frames
 from featdepth.data.splits import KITTI_DRIVES
 from featdepth.errors import InputError
 
-IMAGE_NAME = re.compile(r"([0-9]{10})\.(?:jpe?g|png)", re.IGNORECASE)
+IMAGE_NAME = re.compile(rf"([0-9]{{10}})\.(?:{SUFFIXES})", re.IGNORECASE)
+IMAGE_FORM = "by ten digits, as in 0000000005.png"
 SCAN_NAME = re.compile(r"([0-9]{10})\.bin")
 DEPTH_NAME = re.compile(r"([0-9]{10})\.png")
 PACKET_NAME = re.compile(r"([0-9]{10})\.txt")
@@ -77,5 +78,6 @@ class KittiFiles:
     def listing(self, folder: str, pattern: re.Pattern[str]) -> dict[int, str]:
         """The files in `folder` whose names match `pattern`, by the frame number that is its first group, in order."""
         if folder not in self.listings:
-            self.listings[folder] = list_frames(self.root / folder, pattern)
+            form = IMAGE_FORM if pattern is IMAGE_NAME else ""
+            self.listings[folder] = list_frames(self.root / folder, pattern, form)
         return self.listings[folder]

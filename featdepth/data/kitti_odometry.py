@@ -23,16 +23,17 @@ from featdepth.data.calibration import RectifiedCameras, check_pinhole, parse_ro
 from featdepth.data.dataset import Camera
 from featdepth.data.ground_truth import cached_lidar_depth, writable_cache_folder
 from featdepth.data.images import image_size
-from featdepth.data.listing import list_frames, read_numbers
+from featdepth.data.listing import SUFFIXES, list_frames, read_numbers
 from featdepth.data.sequences import Recording, SequenceDataset
-from featdepth.data.splits import Sample
+from featdepth.data.splits import SEQUENCES, Sample
 from featdepth.errors import InputError
 
 if TYPE_CHECKING:
     from featdepth.config import Config
 
 SEQUENCE = re.compile(r"[0-9]{2}")
-IMAGE_NAME = re.compile(r"([0-9]{6})\.(?:png|jpe?g)")
+IMAGE_NAME = re.compile(rf"([0-9]{{6}})\.(?:{SUFFIXES})", re.IGNORECASE)
+IMAGE_FORM = "by six digits, as in 000005.png"
 SCAN_NAME = re.compile(r"([0-9]{6})\.bin")
 COLOUR, GREY = {"l": 2, "r": 3}, {"l": 0, "r": 1}
 # The development kit's table: where the sequences with public poses come from.
@@ -55,6 +56,9 @@ FIRST_RAW_FRAMES = {"08": 1100}  # the others start at 0
 class KittiOdometry(SequenceDataset):
     """Sequences 00 to 08 are for training, 09 and 10 for testing; four of those without public poses validate."""
 
+    calibration_name: ClassVar = "calib.txt"
+
+    naming: ClassVar = SEQUENCES
     official: ClassVar = {
         "train": tuple(f"{number:02}" for number in range(9)),
         "validation": ("11", "14", "17", "20"),
@@ -74,7 +78,9 @@ class KittiOdometry(SequenceDataset):
     def read_recording(self, drive: str) -> Recording:
         folder = self.root / "sequences" / drive
         numbers = COLOUR if (folder / "image_2").is_dir() else GREY
-        images = {side: list_frames(folder / f"image_{number}", IMAGE_NAME) for side, number in numbers.items()}
+        images = {
+            side: list_frames(folder / f"image_{number}", IMAGE_NAME, IMAGE_FORM) for side, number in numbers.items()
+        }
         images = {side: files for side, files in images.items() if files}
         if not images:
             return Recording({}, {})

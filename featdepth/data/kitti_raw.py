@@ -34,6 +34,8 @@ OTHER_SIDE = {"l": "r", "r": "l"}
 class KittiRaw(FrameDataset):
     """KITTI raw: a colour stereo rig and a laser scanner, calibrated once a day."""
 
+    calibration_name = "calib_cam_to_cam.txt"
+
     naming = KITTI_DRIVES
 
     def open_root(self, config: Config) -> None:

@@ -9,9 +9,38 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 
-IMAGE = re.compile(r"[^.].*\.(?:png|jpe?g)", re.IGNORECASE)
+# Formats that are read, by Pillow's names, and the endings of their files. What Pillow reads beyond them draws pages,
+# runs other programs, or shows no photos.
+FORMATS = {
+    "PNG": ("png", "apng"),
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
+    "BMP": ("bmp",),
+    "DIB": ("dib",),
+    "WEBP": ("webp",),
+    "TIFF": ("tif", "tiff"),
+    "GIF": ("gif",),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+    "JPEG2000": ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+    "AVIF": ("avif",),
+    "PCX": ("pcx",),
+    "QOI": ("qoi",),
+    "SGI": ("sgi",),
+    "SUN": ("ras",),
+    "TGA": ("tga",),
+}
+SUFFIXES = "|".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+IMAGE = re.compile(rf"[^.].*\.(?:{SUFFIXES})", re.IGNORECASE)
+# Photos that are not read, of phones and raw ones of cameras; and pictures of programs that draw.
+OTHER_PHOTO = re.compile(
+    r"[^.].*\.(?:heic|heif|hif|jxl|jxr|wdp|exr|hdr|"
+    r"dng|cr2|cr3|crw|nef|nrw|arw|sr2|srf|srw|raf|orf|rw2|pef|raw|3fr|erf|kdc|mrw|x3f)",
+    re.IGNORECASE,
+)
+DRAWING = re.compile(r"[^.].*\.(?:dds|psd|psb|xcf|svgz?|eps|ps|ai|pdf|ico|icns|wmf|emf)", re.IGNORECASE)
+CONVERT = "a photo or picture in a format that is not read; convert it to png or jpg"
+NO_IMAGE = "no png or jpg image, nor one in another format that is read, in this folder"
 LARGEST_TABLE = 64 << 20  # bytes; an hour of poses at 30 a second has 20 MB
 
 
@@ -23,19 +52,31 @@ def file_names(folder: Path) -> list[str]:
         raise InputError(f"{folder}: the folder cannot be read: {error.strerror}") from error
 
 
-def list_frames(folder: Path, pattern: re.Pattern[str]) -> dict[int, str]:
+def list_frames(folder: Path, pattern: re.Pattern[str], form: str = "") -> dict[int, str]:
     """The files in `folder` whose whole names match, by the frame number that is the pattern's first group, in order.
 
-    Empty where there is no such folder; InputError where it cannot be read.
+    Of a frame with several files it is the png. form: of the names of images, in words. Empty where there is no such
+    folder; InputError where it cannot be read, and with a form where it has images and all are called otherwise.
     """
-    matches = (pattern.fullmatch(name) for name in file_names(folder))
-    found = {int(match[1]): str(folder / match[0]) for match in matches if match}
+    names = sorted(file_names(folder), key=lambda name: name.lower().endswith(".png"))
+    found = {int(match[1]): str(folder / match[0]) for match in map(pattern.fullmatch, names) if match}
+    if form and not found:
+        for name in sorted(names):
+            if OTHER_PHOTO.fullmatch(name):
+                raise InputError(f"{folder / name}: {CONVERT}")
+            if IMAGE.fullmatch(name):
+                raise InputError(f"{folder / name}: is not called as frames are here, {form}; rename all of them")
     return dict(sorted(found.items()))
 
 
 def list_images(folder: Path) -> list[str]:
-    """The png and jpg files in `folder`, in natural order: image2 before image10. Errors as `file_names`."""
+    """The image files in `folder`, in natural order: image2 before image10. Errors as `file_names`."""
     return [str(folder / name) for name in sorted(file_names(folder), key=natural_key) if IMAGE.fullmatch(name)]
+
+
+def other_photos(folder: Path) -> list[str]:
+    """The names of photos in `folder` in formats that are not read, sorted. Errors as `file_names`."""
+    return [name for name in file_names(folder) if OTHER_PHOTO.fullmatch(name)]
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
@@ -51,7 +92,7 @@ def read_numbers(path: str | Path, columns: int, what: str) -> np.ndarray:
     no table of finite numbers.
     """
     rows = []
-    for number, line in enumerate(read_bytes(path, LARGEST_TABLE, what).decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path, LARGEST_TABLE, what).splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words or words[0].startswith("#"):
             continue

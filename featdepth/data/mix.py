@@ -27,6 +27,7 @@ from featdepth.config_checks import check_config
 from featdepth.data.kinds import kind_of
 from featdepth.data.splits import check_leakage, frame_range, is_among, part_drives
 from featdepth.errors import InputError
+from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.data.dataset import FrameDataset
@@ -188,7 +189,7 @@ class MixedDataset(Dataset):
     def describe(self) -> str:
         """Lines for a run's header: each member with its part of an epoch."""
         parts = np.bincount(self.owners, self.shares)
-        lines = [f"{len(self)} samples of {len(self.drives)} drives; an epoch draws"]
+        lines = [f"{count(len(self), 'sample')} of {count(len(self.drives), 'drive')}; an epoch draws"]
         for part, member in zip(parts, self.members, strict=True):
             lines.append(f"  {part:7.1%}  {member.config.kind} {member.config.root}: {member.describe()}")
         return "\n".join(lines)

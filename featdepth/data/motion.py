@@ -1,9 +1,9 @@
-"""Measures how far the picture moves in each training sample, ranks the samples, and shows how motion is distributed.
+"""Measures how far the picture moves in each sample, ranks those of training, and shows how motion is distributed.
 
 python -m featdepth.data.motion --config configs/kitti.yaml [key=value ...] [--out motion.csv] [--workers N]
 
-Every pair of frames is measured once and kept in data.cache, or in the user's cache folder; an interrupted measurement
-continues. Then `data.min_motion` (pixels at the training width) leaves out static samples.
+Every pair of frames of training and validation is measured once and kept in data.cache, or in the user's cache folder;
+an interrupted measurement continues. Then `data.min_motion` (pixels at the training width) leaves out static samples.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from featdepth.config import load_config, parse_arguments
+from featdepth.config import Config, load_config, parse_arguments
 from featdepth.data import build_dataset
-from featdepth.data.dataset import FrameDataset
+from featdepth.data.dataset import SKIPPING_ADVICE, FrameDataset
 from featdepth.data.mix import mixed_configs
 from featdepth.data.selection import MotionRecord, Pair, pairs_of, smallest_distance, smallest_motion
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.matching import Features, find_features, match_features, motion
+from featdepth.progress import Display
+from featdepth.wording import count
 
 MEASURED_WIDTH = 320  # pixels: motion is measured at no more than this
 RUN = 32  # pairs that are measured in one go; frames that follow each other are then decoded once
@@ -44,19 +45,26 @@ def main() -> None:
     workers = config.data.workers if arguments.workers is None else arguments.workers
     rows = []
     for each in (config, *mixed_configs(config)):
-        everything = replace(each.data, min_motion=None, min_distance=None, mix=[], drive_balance=0.0)
-        dataset = build_dataset(replace(each, data=everything), "train")
+        dataset = build_everything(each, "train")
         record = MotionRecord(dataset.config)
         measure(dataset, record, workers)
         rows += [
             (str(sample), smallest_motion(dataset, sample, record), smallest_distance(dataset, sample))
             for sample in dataset.samples
         ]
+    validation = build_everything(config, "validation")  # what is mixed in has no part in it
+    measure(validation, MotionRecord(validation.config), workers)
     if all(math.isnan(row[1]) for row in rows):
         raise InputError("data.frames: nothing was recognised in any neighbour of any sample; look at the pictures")
     write_ranking(rows, Path(arguments.out))
     print(histogram(np.array([row[1] for row in rows]), config.data.width))
     print(f"all samples, from the one that moves least to the one that moves most: {arguments.out}")
+
+
+def build_everything(config: Config, part: str) -> FrameDataset:
+    """A part of the configuration's own data, with its static samples."""
+    data = replace(config.data, min_motion=None, min_distance=None, mix=[], drive_balance=0.0)
+    return build_dataset(replace(config, data=data), part, with_depth=False)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -97,9 +105,9 @@ class PairRuns(Dataset):
         """The corners of a frame; None where it cannot be read and `data.skip_bad_frames` allows that."""
         try:
             frame = self.dataset.load_frame(path, camera)
-        except InputError:
+        except InputError as error:
             if not self.dataset.config.skip_bad_frames:
-                raise
+                raise InputError(f"{error}{SKIPPING_ADVICE}") from error
             return None
         height, width = (max(16, round(side / self.scale())) for side in self.dataset.size)
         grey = frame.float().mean(0)[None, None]
@@ -118,11 +126,13 @@ def measure(dataset: FrameDataset, record: MotionRecord, workers: int) -> None:
         raise InputError("data.frames: there is no neighbour in time, so nothing moves; add some, as in [0, -1, 1]")
     missing = [(pair, camera) for pair, camera in cameras.items() if record.find(pair) is None]
     runs = PairRuns(dataset, missing)
-    with tqdm(total=len(missing), unit="pair", disable=None) as progress:
+    with Display("motion", len(missing), "pairs") as progress:
         for index, motions in DataLoader(runs, batch_size=None, num_workers=workers):
             record.add({pair: value for (pair, _), value in zip(runs.runs[index], motions.tolist(), strict=True)})
             progress.update(len(motions))
-    print(f"{len(missing)} pairs of frames measured, {len(cameras) - len(missing)} were known; kept in {record.path}")
+    measured = count(len(missing), "pair of frames", "pairs of frames")
+    known = len(cameras) - len(missing)
+    print(f"{measured} measured, {known} {'was' if known == 1 else 'were'} known; kept in {record.path}")
 
 
 def write_ranking(rows: list[tuple[str, float, float]], path: Path) -> None:
@@ -143,14 +153,14 @@ def histogram(motions: np.ndarray, width: int) -> str:
     known = motions[~np.isnan(motions)]
     low, middle, high = np.quantile(known, [0.05, 0.5, 0.95])
     lines = [
-        f"motion of {len(motions)} samples in pixels at {width} wide: median {middle:.2f}, "
+        f"motion of {count(len(motions), 'sample')} in pixels at {width} wide: median {middle:.2f}, "
         f"90 % between {low:.2f} and {high:.2f}"
     ]
     counts, _ = np.histogram(known, BINS)
-    for first, last, count in zip(BINS, BINS[1:], counts.tolist(), strict=False):
+    for first, last, number in zip(BINS, BINS[1:], counts.tolist(), strict=False):
         name = f"{first:g} and more" if last == math.inf else f"{first:g} to {last:g}"
-        bar = "#" * math.ceil(LONGEST_BAR * count / max(counts))
-        lines.append(f"  {name:>12} {count:>8} {count / len(motions):>6.1%}  {bar}".rstrip())
+        bar = "#" * math.ceil(LONGEST_BAR * number / max(counts))
+        lines.append(f"  {name:>12} {number:>8} {number / len(motions):>6.1%}  {bar}".rstrip())
     if len(known) < len(motions):
         lines.append(f"  {'unknown':>12} {len(motions) - len(known):>8}  nothing in common with a neighbour")
     return "\n".join(lines)

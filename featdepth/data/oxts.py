@@ -21,7 +21,8 @@ import numpy as np
 
 from featdepth.data.listing import LARGEST_TABLE, read_numbers
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
+from featdepth.wording import count
 
 NUMBERS = 30  # of a packet
 SPEEDS = slice(8, 11)  # those that are forward, leftward and upward, m/s
@@ -36,7 +37,7 @@ def read_times(path: str | Path) -> np.ndarray:
     """
     if not Path(path).is_file():
         return np.zeros(0)
-    lines = read_bytes(path, LARGEST_TABLE, "the times").decode("utf-8", "replace").splitlines()
+    lines = read_text(path, LARGEST_TABLE, "the times").splitlines()
     times = np.full(len(lines), np.nan)
     for frame, line in enumerate(map(str.strip, lines)):
         if not line:
@@ -56,7 +57,7 @@ def read_speed(path: str | Path) -> float:
     """The speed (m/s, never negative) in the file of a packet. Raises InputError."""
     rows = read_numbers(path, NUMBERS, "an inertial measurement")
     if len(rows) != 1:
-        raise InputError(f"{path}: has {len(rows)} lines with measurements, it should have one; copy it again")
+        raise InputError(f"{path}: has {count(len(rows), 'line')} with measurements, it should have one; copy it again")
     return float(np.linalg.norm(rows[0, SPEEDS]))
 
 

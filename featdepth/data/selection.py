@@ -1,4 +1,4 @@
-"""Which samples are worth training on: those in which the camera moves.
+"""Which samples are worth training and validating on: those in which the camera moves.
 
 How far it went is known from poses or speed (`FrameDataset.distance`, metres). How far the picture moved (pixels at the
 training width) is measured once by `python -m featdepth.data.motion` and kept in a record.
@@ -17,6 +17,7 @@ from featdepth.data.ground_truth import default_cache_folder
 from featdepth.data.shards import identify, size_folder
 from featdepth.errors import InputError
 from featdepth.files import locked, read_bytes
+from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.config import Data
@@ -38,9 +39,15 @@ class MotionRecord:
     """
 
     def __init__(self, data: Data) -> None:
-        """The record of frames as `data` decodes them: in `data.cache`, or else in the user's cache folder."""
+        """The record of frames as `data` decodes them: in `data.cache`, or else in the user's cache folder.
+
+        Raises InputError where there is neither.
+        """
         self.size = (data.height, data.width)
-        folder = Path(data.cache) / "motion" if data.cache is not None else default_cache_folder().with_name("motion")
+        default = default_cache_folder()
+        if data.cache is None and default is None:
+            raise InputError("data.cache: is not set, and this user has no home folder to keep measurements in; set it")
+        folder = default.with_name("motion") if data.cache is None else Path(data.cache) / "motion"
         self.path = folder / f"{size_folder(self.size, data.crop)}-{VERSION}.txt"
         lines = read_bytes(self.path, LARGEST_RECORD, "the record of motion").split(b"\n") if self.path.exists() else []
         # What follows the last end of line was cut; a damaged line is measured again.
@@ -100,6 +107,19 @@ def smallest_motion(dataset: FrameDataset, sample: Sample, record: MotionRecord)
     return min((motion for motion in motions if not math.isnan(motion)), default=math.nan)
 
 
+def count_unknown(dataset: FrameDataset, samples: list[Sample]) -> int:
+    """How many of the `samples` no rule can judge, for a distance or a motion that it needs is not known."""
+    data = dataset.config
+    if not neighbours(dataset) or (data.min_distance is None and data.min_motion is None):
+        return 0
+    record = None if data.min_motion is None else MotionRecord(data)
+    return sum(
+        (data.min_distance is not None and math.isnan(smallest_distance(dataset, sample)))
+        or (record is not None and math.isnan(smallest_motion(dataset, sample, record)))
+        for sample in samples
+    )
+
+
 def moving_samples(dataset: FrameDataset, samples: list[Sample]) -> list[Sample]:
     """Those of the `samples` that move by at least `data.min_distance` and `data.min_motion` to each neighbour in time.
 
@@ -116,13 +136,13 @@ def moving_samples(dataset: FrameDataset, samples: list[Sample]) -> list[Sample]
         motions = [smallest_motion(dataset, each, record) for each in moving]
         if None in motions:
             raise InputError(
-                f"data.min_motion: {motions.count(None)} of {len(moving)} samples below {data.root} are not measured "
-                "yet; run python -m featdepth.data.motion with the same configuration first"
+                f"data.min_motion: {motions.count(None)} of {count(len(moving), 'sample')} below {data.root} are "
+                "not measured yet; run python -m featdepth.data.motion with the same configuration first"
             )
         moving = [each for each, motion in zip(moving, motions, strict=True) if not motion < data.min_motion]
     if not moving:
         raise InputError(
-            f"data.min_distance, data.min_motion: none of {len(samples)} samples below {data.root} moves so much; "
-            "lower them, or choose frames that are further apart in data.frames"
+            f"data.min_distance, data.min_motion: none of {count(len(samples), 'sample')} below {data.root} moves so "
+            "much; lower them, or choose frames that are further apart in data.frames"
         )
     return moving

@@ -21,17 +21,18 @@ import numpy as np
 
 from featdepth.data.dataset import Camera
 from featdepth.data.images import image_size, load_depth_image
-from featdepth.data.listing import file_names, list_frames, read_matrix
+from featdepth.data.listing import SUFFIXES, file_names, list_frames, read_matrix
 from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 from featdepth.intrinsics_files import read_pinhole
 
 if TYPE_CHECKING:
     from featdepth.config import Config
 
-IMAGE_NAME = re.compile(r"frame-([0-9]{6})\.color\.(?:png|jpe?g)")
+IMAGE_NAME = re.compile(rf"frame-([0-9]{{6}})\.color\.(?:{SUFFIXES})", re.IGNORECASE)
+IMAGE_FORM = "as in frame-000005.color.png"
 DEPTH_NAME = re.compile(r"frame-([0-9]{6})\.depth\.png")
 POSE_NAME = re.compile(r"frame-([0-9]{6})\.pose\.txt")
 INTRINSICS_NAME = "camera-intrinsics.txt"
@@ -74,7 +75,7 @@ class SevenScenes(SequenceDataset):
 
     def read_recording(self, drive: str) -> Recording:
         folder = self.folders[drive]
-        images = list_frames(folder, IMAGE_NAME)
+        images = list_frames(folder, IMAGE_NAME, IMAGE_FORM)
         if not images:
             return Recording({}, {})
         size = image_size(next(iter(images.values())))
@@ -108,7 +109,7 @@ class SevenScenes(SequenceDataset):
 
 def split_drives(root: Path, path: Path) -> Iterator[str]:
     """The drives below `root` that a scene's TrainSplit.txt or TestSplit.txt at `path` names, in order."""
-    text = read_bytes(path, LARGEST_SPLIT, "the split").decode("utf-8", errors="replace")
+    text = read_text(path, LARGEST_SPLIT, "the split")
     scene = path.parent.relative_to(root)
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():

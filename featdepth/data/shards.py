@@ -31,7 +31,7 @@ from featdepth.data.images import FILTER
 from featdepth.errors import InputError
 from featdepth.files import open_plain
 
-VERSION = 1  # of the files: raise it when they or what is kept in them change, and all frames are decoded anew
+VERSION = 2  # of the files: raise it when they or what is kept in them change, and all frames are decoded anew
 SHARD_BYTES = 1 << 30  # a shard is closed when it has grown to this
 LARGEST_INDEX = 1 << 28  # bytes; even frames of the smallest size make an index of 30 MB
 SIZE_FOLDER = re.compile(r"[0-9]+x[0-9]+-[a-z]+-[0-9]+(-cropped(-[0-9.]+){4})?")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from featdepth.config_checks import BUILT_IN_SPLITS
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LIST_FILES = {"train": "train_files", "validation": "val_files", "test": "test_files"}
 LARGEST_LIST = 256 << 20  # bytes; all of KITTI raw has 5 MB
 FRAME = re.compile(r"[0-9]{1,10}")
+SIDES = {"l": "l", "r": "r", "2": "l", "3": "r", "02": "l", "03": "r"}  # KITTI's colour cameras are 2 and 3
 RANGE = re.compile(r"(.*) ([0-9]+)-([0-9]+)")
 
 
@@ -33,6 +34,7 @@ class Naming(NamedTuple):
     pattern: re.Pattern[str]
     form: str  # in words
     example: str  # a line
+    digits: int = 0  # that the number of a drive has: published lists write 9 for 09
 
     def describe(self) -> str:
         return f"{self.form} <frame> <l|r>, as in {self.example}"
@@ -43,6 +45,7 @@ KITTI_DRIVES = Naming(
     "<date>/<drive>",
     "2011_09_26/2011_09_26_drive_0013_sync 95 l",
 )
+SEQUENCES = Naming(re.compile(r"[0-9]{1,2}"), "<sequence>", "09 95 l", digits=2)
 # Folders below the root, none of which leads upwards.
 FOLDERS = Naming(re.compile(r"(?!/)(?:(?:^|/)(?!\.{1,2}(?:/|$))[^\s/\0]+)+"), "<drive>", "office/seq-01 95 l")
 
@@ -64,14 +67,17 @@ class Sample(NamedTuple):
 
 
 def parse_sample(line: str, naming: Naming = KITTI_DRIVES) -> Sample | None:
-    """The sample of one line `<drive> <frame> <l|r>`, or None where the line is anything else."""
+    """The sample of one line `<drive> <frame> <l|r>`, or None where the line is anything else.
+
+    Read too are frames with leading zeros, and 2 and 3 for l and r.
+    """
     words = line.split()
     if len(words) != 3:
         return None
     drive, frame, side = words
-    if not naming.pattern.fullmatch(drive) or not FRAME.fullmatch(frame) or side not in ("l", "r"):
+    if not naming.pattern.fullmatch(drive) or not FRAME.fullmatch(frame) or side not in SIDES:
         return None
-    return Sample(drive, int(frame), side)
+    return Sample(drive.zfill(naming.digits), int(frame), SIDES[side])
 
 
 def read_list(path: str | Path, naming: Naming = KITTI_DRIVES) -> list[tuple[int, Sample]]:
@@ -79,7 +85,7 @@ def read_list(path: str | Path, naming: Naming = KITTI_DRIVES) -> list[tuple[int
 
     Raises InputError, naming file and line, for a line that is no sample and for a list without any.
     """
-    text = read_bytes(path, LARGEST_LIST, "the list of samples").decode("utf-8-sig", errors="replace")
+    text = read_text(path, LARGEST_LIST, "the list of samples")
     samples = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():

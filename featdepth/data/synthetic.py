@@ -12,16 +12,16 @@ import argparse
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from featdepth.config_values import shown
 from featdepth.data.images import KITTI_DEPTH_UNITS
@@ -32,7 +32,9 @@ from featdepth.data.synthetic_render import Painter
 from featdepth.data.synthetic_scene import Solids
 from featdepth.data.synthetic_street import KINDS, build_street
 from featdepth.errors import InputError, run_program
-from featdepth.files import read_bytes, write_text
+from featdepth.files import read_json, write_text
+from featdepth.progress import Display
+from featdepth.wording import count
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
 RECORD = "street.json"
@@ -166,7 +168,7 @@ def write_street(
         return False
     todo = [index for index in range(drives) if not drive_folder(out, index).is_dir()]
     workers = min(workers or available_cores(), max(1, len(todo)))
-    with tqdm(total=drives * frames, initial=(drives - len(todo)) * frames, unit="frame", desc=out.name) as progress:
+    with Display(out.name, drives * frames, "frames", done=(drives - len(todo)) * frames) as progress:
         for _ in run_all(out, street, todo, workers):
             progress.update(frames)
     for date in DATES[:drives]:
@@ -184,11 +186,16 @@ def run_all(out: Path, street: Street, todo: list[int], workers: int) -> Iterato
         return
     # Started afresh, not forked: the caller may have threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        # Ctrl-C reaches all processes of a terminal; these leave it to this one, also while they are importing.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         jobs = [pool.submit(write_drive, out, street, index) for index in todo]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             yield from (job.result() for job in as_completed(jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.kill()
             raise
 
 
@@ -209,7 +216,7 @@ def claim(out: Path, street: Street) -> bool:
         write_record(out, street, complete=False)
         return False
     try:
-        found = json.loads(read_bytes(record, LARGEST_RECORD, "the record of the street"))
+        found = read_json(record, LARGEST_RECORD, "the record of the street")
         complete = bool(found.pop("complete"))
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{record}: cannot be understood; remove {out} or choose another folder") from error
@@ -325,7 +332,7 @@ def main() -> None:
     arguments = parser.parse_args()
     written = write_street(**vars(arguments))
     parts = ", ".join(f"{len(indices)} {part}" for part, indices in drive_parts(arguments.drives).items())
-    print(f"{arguments.out}: {'' if written else 'already there: '}{arguments.drives} drives ({parts})")
+    print(f"{arguments.out}: {'' if written else 'already there: '}{count(arguments.drives, 'drive')} ({parts})")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from featdepth.data.sequences import Recording, SequenceDataset
 from featdepth.data.splits import Sample
 from featdepth.data.trajectory import interpolate_poses
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_text
 from featdepth.intrinsics_files import read_pinhole
 
 UNITS_PER_METRE = 5000.0
@@ -103,7 +103,7 @@ def read_file_list(path: Path) -> tuple[np.ndarray, list[str]]:
 
     Raises InputError, naming file and line, for anything else.
     """
-    text = read_bytes(path, LARGEST_TABLE, "the list of images").decode("utf-8", errors="replace")
+    text = read_text(path, LARGEST_TABLE, "the list of images")
     times, paths = [], []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):

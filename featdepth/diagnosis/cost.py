@@ -18,6 +18,7 @@ from featdepth.errors import InputError
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.tracking import peak_memory_gb
+from featdepth.wording import count
 
 CHECK = "cost"
 LONGEST = 20.0  # seconds that a step of the whole batch may take here; else it is estimated from one sample
@@ -36,10 +37,10 @@ def check_cost(survey: Survey) -> Iterator[Finding]:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        seconds, note = measure_step(config, samples, device)
+        seconds, note = measure_step(random_model(config, dataset), samples, config, device)
     except torch.OutOfMemoryError:
         advice = "lower train.batch_size or the size, or set train.gradient_checkpointing=true"
-        what = f"a step of {config.train.batch_size} samples does not fit into the memory of {device}"
+        what = f"a step of {count(config.train.batch_size, 'sample')} does not fit into the memory of {device}"
         yield problem(CHECK, "out_of_memory", what, "a step that fits", advice)
         return
     yield cost_finding(config, len(dataset), device, seconds, note, loading)
@@ -52,9 +53,11 @@ def load_samples(dataset: FrameDataset, count: int) -> tuple[list[dict[str, torc
     return samples, (time.perf_counter() - started) / count
 
 
-def measure_step(config: Config, samples: list[dict[str, torch.Tensor]], device: torch.device) -> tuple[float, str]:
+def measure_step(
+    model: FeatDepth, samples: list[dict[str, torch.Tensor]], config: Config, device: torch.device
+) -> tuple[float, str]:
     """Seconds of a training step, and how they were found: measured, or estimated where that would take long."""
-    model = random_model(config).to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad])
     one = step(model, optimizer, samples[:1], config, device)
     if one < LONGEST:  # the first is slower: memory is fetched, algorithms are chosen
@@ -67,11 +70,11 @@ def measure_step(config: Config, samples: list[dict[str, torch.Tensor]], device:
     return step(model, optimizer, samples, config, device), "measured"
 
 
-def random_model(config: Config) -> FeatDepth:
-    """The configured networks with random weights: nothing is downloaded, and no earlier stage needed."""
+def random_model(config: Config, dataset: FrameDataset) -> FeatDepth:
+    """The configured networks with random weights: nothing is downloaded, and no earlier stage is needed."""
     config = copy.deepcopy(config)
     config.model.pretrained, config.model.init, config.model.feature_encoder = False, None, None
-    return build_model(config)
+    return build_model(config, dataset.start_intrinsics() if config.model.intrinsics == "learned" else None)
 
 
 def step(
@@ -100,10 +103,14 @@ def cost_finding(
     batch = config.train.batch_size
     epoch = samples // batch * seconds
     memory = peak_memory_gb(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {count(torch.get_num_threads(), 'thread')}"
+    )
     text = (
-        f"a step of {batch} samples takes {seconds:.2f} s ({note}, {name}), an epoch {duration(epoch)}, "
-        f"{config.train.epochs} epochs {duration(config.train.epochs * epoch)}; memory {memory:.1f} GB"
+        f"a step of {count(batch, 'sample')} takes {seconds:.2f} s ({note}, {name}), an epoch {duration(epoch)}, "
+        f"{count(config.train.epochs, 'epoch')} {duration(config.train.epochs * epoch)}; memory {memory:.1f} GB"
     )
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 1e9
@@ -112,7 +119,7 @@ def cost_finding(
             advice = "lower train.batch_size, or set train.gradient_checkpointing=true"
             return warning(CHECK, "little_memory", text, f"at most {NEARLY_ALL:.0%}", advice)
     workers = max(config.data.workers, 1)
-    return ok(CHECK, f"{text}; loading takes {loading * batch / workers:.2f} s of {workers} workers a step")
+    return ok(CHECK, f"{text}; loading takes {loading * batch / workers:.2f} s of {count(workers, 'worker')} a step")
 
 
 def duration(seconds: float) -> str:

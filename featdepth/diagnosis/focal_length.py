@@ -20,7 +20,7 @@ NEAR, FAR = 1.25, 1.6  # factors between the given focal length and the estimate
 
 def check_focal_length(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     """The given focal length against the one with which pairs of frames agree best."""
-    if faults & {"shuffled_frames", "static", "step_too_large", "swapped_axes", "wrong_resolution"}:
+    if faults & {"no_texture", "shuffled_frames", "static", "step_too_large", "swapped_axes", "wrong_resolution"}:
         yield skipped(CHECK, "means nothing before the problems above are solved")
         return
     pairs = turning_pairs(survey)

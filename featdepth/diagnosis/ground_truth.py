@@ -13,6 +13,7 @@ from featdepth.diagnosis.findings import Finding, ok, problem, skipped, warning
 from featdepth.diagnosis.reprojection import Fit, fit_motion
 from featdepth.diagnosis.survey import Pair, Survey, samples_by_drive, spread
 from featdepth.two_view import Matches, parallax
+from featdepth.wording import count
 
 CHECK = "ground_truth"
 MOST_DRIVES = 16
@@ -182,8 +183,8 @@ def alignment(survey: Survey, verdicts: list[Verdict]) -> Finding:
     own, others = (float(np.median([getattr(each, name) for each in verdicts])) for name in ("own", "others"))
     fitting = sum(verdict.fits for verdict in verdicts)
     text = (
-        f"in {fitting} of {len(verdicts)} frames it explains the motion of points better than that of other frames "
-        f"({own:.2f} against {others:.2f} pixels at a width of {survey.size[1]})"
+        f"in {fitting} of {count(len(verdicts), 'frame')} it explains the motion of points better than that of other "
+        f"frames ({own:.2f} against {others:.2f} pixels at a width of {survey.size[1]})"
     )
     expected = f"in more than {1 - MOST_MISFITS:.0%} of each drive's frames"
     if not wrong:

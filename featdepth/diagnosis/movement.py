@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from featdepth.data.splits import Sample
 from featdepth.diagnosis.findings import Finding, ok, problem, skipped, warning
 from featdepth.diagnosis.survey import Pair, Survey
 from featdepth.diagnosis.times import drive_intervals
 from featdepth.two_view import parallax
+from featdepth.wording import count
 
 STILL = 0.001  # of the width: pairs that move less are static
 MANY_STILL, MOST_STILL = 0.2, 0.7  # shares of the pairs
@@ -21,7 +23,34 @@ LOST, FEW_FOUND = 0.15, 0.25
 FAR_FEWER = 0.4  # of what the next frames find
 LONG = 0.35  # seconds between a target and its source
 BRIGHTER = 0.15  # natural logarithm of the ratio of two neighbours' brightness: a jump
+FEWEST_CORNERS = 30  # of a frame that shows something
+MANY_PLAIN, MOST_PLAIN = 0.1, 0.5  # shares of the frames
 MANY_JUMPS = 0.1  # share of the pairs
+
+
+def check_texture(survey: Survey, faults: set[str]) -> Iterator[Finding]:
+    """Frames in which there is nothing to recognise, whatever lies between them."""
+    plain = [sample for sample in survey.targets if is_plain(survey, sample)]
+    share = len(plain) / max(len(survey.targets), 1)
+    text = (
+        f"{len(plain)} of {count(len(survey.targets), 'frame')} without texture (fewer than {FEWEST_CORNERS} corners)"
+    )
+    expected = f"at most {MANY_PLAIN:.0%}"
+    if share <= MANY_PLAIN:
+        yield ok("texture", text, expected)
+        return
+    worst = Counter(sample.drive for sample in plain).most_common(1)[0][0]
+    advice = (
+        f"look at them, most are in {worst}: overexposed, dark, blurred or empty ones teach nothing, leave them out"
+    )
+    make = problem if share > MOST_PLAIN else warning
+    yield make("texture", "no_texture", text, expected, advice)
+
+
+def is_plain(survey: Survey, sample: Sample) -> bool:
+    """Whether a frame that can be read has next to no corners."""
+    features = survey.features("train", sample, 0)
+    return features is not None and len(features.points) < FEWEST_CORNERS
 
 
 def check_motion(survey: Survey, faults: set[str]) -> Iterator[Finding]:
@@ -33,9 +62,13 @@ def check_motion(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     if "shuffled_frames" in faults:
         yield skipped("motion", "means nothing while frames are shuffled")
         return
+    pairs = [pair for pair in pairs if not is_plain(survey, pair.sample)]
+    if "no_texture" in faults or not pairs:
+        yield skipped("motion", "frames without texture do not show how far the camera moves")
+        return
     still = [pair for pair in pairs if pair.motion < STILL]
     share = len(still) / len(pairs)
-    text = f"{len(still)} of {len(pairs)} pairs stand still"
+    text = f"{len(still)} of {count(len(pairs), 'pair')} without motion"
     expected = f"at most {MANY_STILL:.0%}"
     if share > MOST_STILL:
         yield problem("motion", "static", f"the camera does not move: {text}", expected, "depth cannot be learned")
@@ -99,6 +132,8 @@ def is_too_far(survey: Survey, pairs: list[Pair], found: float) -> str:
         nearer = median_found([pair for pair in beside if pair is not None])
         if found < FAR_FEWER * nearer:
             return f"; in the next frame {nearer:.0%}"
+    if any(survey.train.drops(pair.sample.drive) is not None for pair in pairs):
+        return ""  # frames were chosen by what is in both: a slow camera's are far apart in time
     intervals = np.concatenate([drive_intervals(survey.train, pair.sample.drive) for pair in pairs])
     seconds = float(np.median(intervals)) * min(offsets) if len(intervals) else 0.0
     return f"; they are {seconds:.2f} s apart" if seconds > LONG else ""
@@ -114,7 +149,7 @@ def check_exposure(survey: Survey, faults: set[str]) -> Iterator[Finding]:
         yield skipped("exposure", "no neighbours to compare")
         return
     jumps = sum(change > BRIGHTER for change in changes)
-    text = f"{jumps} of {len(changes)} pairs change their brightness by more than {np.expm1(BRIGHTER):.0%}"
+    text = f"{jumps} of {count(len(changes), 'pair')} with a change of brightness by more than {np.expm1(BRIGHTER):.0%}"
     if jumps <= MANY_JUMPS * len(changes):
         yield ok("exposure", f"{text}, median {np.expm1(np.median(changes)):.1%}")
         return

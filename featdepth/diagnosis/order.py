@@ -34,7 +34,7 @@ def check_order(survey: Survey, faults: set[str]) -> Iterator[Finding]:
         yield skipped(CHECK, "too few frames move, or are like another one, to judge the order of frames")
         return
     share = sum(judged) / len(judged)
-    text = f"{sum(judged)} of {len(judged)} frames are nearer to some other frame than to their neighbours"
+    text = f"{sum(judged)} of {len(judged)} frames nearer to some other frame than to the neighbours"
     if share < DISORDER:
         yield ok(CHECK, text)
         return

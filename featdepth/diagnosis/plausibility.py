@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from featdepth.data.shape import shape_note
 from featdepth.diagnosis.findings import Finding, ok, problem, skipped, warning
 from featdepth.diagnosis.survey import Survey
 
@@ -25,6 +26,13 @@ def check_plausibility(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     found = [judge(intrinsics, size, name) for name, (intrinsics, size) in cameras(survey).items()]
     wrong = [finding for finding in found if finding.fault]
     yield next((finding for finding in wrong if finding.level == "PROBLEM"), wrong[0] if wrong else found[0])
+
+
+def check_shape(survey: Survey, faults: set[str]) -> Iterator[Finding]:
+    """Whether training changes the shape of the images; it can be learned, but wastes what the networks know."""
+    size = survey.config.data.height, survey.config.data.width
+    note = shape_note(survey.train, size)
+    yield ok("shape", f"note: {note}" if note else f"images keep about their shape at {size[1]}x{size[0]}")
 
 
 def cameras(survey: Survey) -> dict[str, tuple[np.ndarray, tuple[int, int]]]:

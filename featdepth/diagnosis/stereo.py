@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from featdepth.data.baselines import UNITS, likely_units
 from featdepth.data.dataset import STEREO
 from featdepth.diagnosis.findings import Finding, ok, problem, skipped
 from featdepth.diagnosis.survey import Pair, Survey
@@ -15,6 +16,7 @@ MOST_PAIRS = 12
 FEWEST_PAIRS = 2
 RIGHT_SIGN = 0.8  # share of the points that must be shifted as the calibration says
 ROWS = 0.0025  # of the width: median distance of a point's rows; half of it is what rectified pairs stay below
+NEAREST, FARTHEST = 0.05, 150.0  # metres: median depth of recognisable points, from endoscopes to landscapes
 ENOUGH = 0.001  # of the width: points that are shifted by less have no sign
 
 
@@ -34,7 +36,10 @@ def check_stereo(survey: Survey, faults: set[str]) -> Iterator[Finding]:
             "check the pairing of files",
         )
         return
-    yield sign_finding(survey, pairs)
+    sides = sign_finding(survey, pairs)
+    yield sides
+    if not sides.fault:
+        yield unit_finding(survey, pairs)
     yield rows_finding(survey, pairs)
 
 
@@ -58,6 +63,39 @@ def share_of_right_sign(survey: Survey, pair: Pair) -> float:
     shift = (pair.matches.other - pair.matches.one)[:, 0]
     clear = shift[np.abs(shift) > ENOUGH * survey.size[1]]
     return float((np.sign(clear) == np.sign(pose[0, 3])).mean()) if len(clear) else 1.0
+
+
+def unit_finding(survey: Survey, pairs: list[Pair]) -> Finding:
+    """The depths that baseline and disparities imply must be such as pictures show, and below `model.max_depth`."""
+    lengths = [baseline_of(survey, pair) for pair in pairs]
+    depths = np.concatenate([implied_depths(survey, pair) for pair in pairs])
+    if len(depths) == 0:
+        return skipped(CHECK, "no point is clearly shifted between the two cameras")
+    settings, length, depth = survey.config.model, float(np.median(lengths)), float(np.median(depths))
+    limit = settings.max_depth * (settings.metres_per_unit or 1.0)
+    text = f"with the baseline of {length:.3g} m points are {depth:.3g} m away in the median"
+    expected = f"from {NEAREST:g} to {min(FARTHEST, limit):g} m"
+    if NEAREST <= depth <= min(FARTHEST, limit):
+        return ok(CHECK, text, expected)
+    advice = "compare the baseline with the cameras, in metres"
+    units = [unit for unit in likely_units(length) if depth > FARTHEST and NEAREST <= depth / UNITS[unit] <= FARTHEST]
+    if units:
+        advice = f"the baseline is probably in {' or '.join(units)}: write it in metres"
+    elif depth <= FARTHEST and depth > limit:
+        advice += "; or raise model.max_depth"
+    return problem(CHECK, "baseline_unit", text, expected, advice)
+
+
+def baseline_of(survey: Survey, pair: Pair) -> float:
+    """Metres between the two cameras, by the calibration."""
+    return float(survey.train.stereo_poses[survey.train.camera_of(pair.sample)][:3, 3].norm())
+
+
+def implied_depths(survey: Survey, pair: Pair) -> np.ndarray:
+    """Metres `[N]` to the points of a pair that are clearly shifted, by the baseline and whichever way they are."""
+    shift = np.abs((pair.matches.other - pair.matches.one)[:, 0])
+    focal = survey.intrinsics("train", pair.sample)[0, 0]
+    return baseline_of(survey, pair) * focal / shift[shift > ENOUGH * survey.size[1]]
 
 
 def rows_finding(survey: Survey, pairs: list[Pair]) -> Finding:

@@ -9,6 +9,7 @@ import numpy as np
 from featdepth.data.dataset import STEREO, FrameDataset
 from featdepth.diagnosis.findings import Finding, ok, problem, skipped, warning
 from featdepth.diagnosis.survey import Survey, spread
+from featdepth.wording import count
 
 MOST_DRIVES = 40
 JUMP = 1.6  # times the usual interval: a frame is missing there
@@ -21,14 +22,14 @@ def check_files(survey: Survey, faults: set[str]) -> Iterator[Finding]:
         yield ok("files", "all frames that were looked at can be read")
         return
     first = next(iter(survey.unreadable.values()))
-    text = f"{len(survey.unreadable)} frames that were looked at cannot be read; the first: {first}"
+    text = f"{count(len(survey.unreadable), 'frame')} of those that were looked at cannot be read; the first: {first}"
     yield problem("files", "unreadable_files", text, "none", "")
 
 
 def check_parts(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     """What is there of each part."""
     for part, dataset in survey.parts.items():
-        yield ok("parts", f"{part}: {len(dataset)} samples of {len(dataset.drives)} drives")
+        yield ok("parts", f"{part}: {count(len(dataset), 'sample')} of {count(len(dataset.drives), 'drive')}")
     if "validation" in survey.missing:
         text = f"there is no validation part, and training would stop: {survey.missing['validation']}"
         yield problem("parts", "no_validation", text, "", "")
@@ -46,7 +47,7 @@ def check_neighbours(survey: Survey, faults: set[str]) -> Iterator[Finding]:
         ends = len({(sample.drive, sample.side) for sample in dataset.samples}) * (max(offsets) - min(offsets))
         listed = len(dataset) + dataset.left_out
         lacking = max(0, dataset.left_out - ends)
-        text = f"{part}: {dataset.left_out} of {listed} listed samples lack one of their frames"
+        text = f"{part}: {dataset.left_out} of {count(listed, 'listed sample')} without one of the frames needed"
         if lacking <= MANY * listed:
             yield ok("neighbours", text)
         else:
@@ -57,23 +58,43 @@ def check_neighbours(survey: Survey, faults: set[str]) -> Iterator[Finding]:
 
 def check_times(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     """Intervals between consecutive frames of the drives that have time stamps."""
-    intervals = {drive: drive_intervals(survey.train, drive) for drive in spread(survey.train.drives, MOST_DRIVES)}
+    drives = spread(survey.train.drives, MOST_DRIVES)
+    chosen = {drive: drops for drive in drives if (drops := survey.train.drops(drive)) is not None}
+    if chosen:
+        yield drop_finding(chosen)
+    intervals = {drive: drive_intervals(survey.train, drive) for drive in drives if drive not in chosen}
     intervals = {drive: values for drive, values in intervals.items() if len(values)}
+    if not intervals and chosen:
+        return
     if not intervals:
         yield skipped("times", "there are no time stamps")
         return
     usual = float(np.median(np.concatenate(list(intervals.values()))))
     jumps = {drive: int(((each > JUMP * usual) | (each <= 0)).sum()) for drive, each in intervals.items()}
-    count, total = sum(jumps.values()), sum(map(len, intervals.values()))
-    text = f"{count} of {total} intervals between frames jump, the usual one is {usual:.4g} s"
-    if count == 0:
+    jumping, total = sum(jumps.values()), sum(map(len, intervals.values()))
+    text = f"{count(jumping, 'jump')} in {count(total, 'interval')} between frames, the usual one is {usual:.4g} s"
+    if jumping == 0:
         yield ok("times", text)
         return
     worst = max(jumps, key=jumps.get)
     advice = "where frames are missing the neighbours are farther apart than elsewhere: leave such samples out"
     advice = f"most are in {worst}; {advice}"
-    make = problem if count > MANY * total else warning
+    make = problem if jumping > MANY * total else warning
     yield make("times", "time_jumps", text, f"none above {JUMP} times that, and none backwards", advice)
+
+
+def drop_finding(chosen: dict[str, np.ndarray]) -> Finding:
+    """What the camera left out, in clips whose frames were chosen by motion."""
+    number, total = (sum(map(of, chosen.values())) for of in (np.count_nonzero, len))
+    text = (
+        f"frames of {count(len(chosen), 'prepared clip')} are as far apart in time as the motion asks for, by design; "
+        f"{count(number, 'gap')} in {count(total, 'interval')} where the film itself has none"
+    )
+    if number == 0:
+        return ok("times", text)
+    worst = max(chosen, key=lambda drive: chosen[drive].sum())
+    advice = f"most are in {worst}: cut the film there, and prepare it again"
+    return warning("times", "time_jumps", text, "none", advice)
 
 
 def drive_intervals(dataset: FrameDataset, drive: str) -> np.ndarray:

@@ -48,28 +48,32 @@ def score_details(
     intrinsics: Tensor,
     moving: Sequence[np.ndarray | None] | None = None,
     crop: str = "garg",
-    cap: float = 80.0,
+    cap: float | None = 80.0,
+    clamp: float | None = None,
     scale: float | None = 1.0,
 ) -> Tensor:
     """A row of details for each image of a batch: float32 `[B, 2 * len(DETAILS)]` on the device of `inverse_depth`.
 
     inverse_depth: predicted 1/depth `[B, 1, h, w]`; depth `[B, H, W]`, depth_size `[B, 2]` as the data set gives them;
     intrinsics: `[B, 3, 3]` at the size of the predictions; moving: of each image what the data set's `moving_mask`
-    gives, bool `[H, W]` or None for unknown; crop, cap and scale as for `metrics.depth.score_batch`, but where the
-    scale is None predictions are scaled by the ratio of medians.
+    gives, bool `[H, W]` or None for unknown; crop, cap, clamp and scale as for `metrics.depth.score_batch`, but where
+    the scale is None predictions are scaled by the ratio of medians.
     """
     rows, size = [], tuple(inverse_depth.shape[-2:])
+    farthest = cap if clamp is None else clamp
     for index, (height, width) in enumerate(depth_size.tolist()):
         truth = depth[index, :height, :width].cpu()
         mask = evaluation_mask(truth, crop, cap)
-        predicted = predicted_depth(inverse_depth[index].squeeze(0).cpu(), truth, mask, scale, cap)
+        predicted = predicted_depth(inverse_depth[index].squeeze(0).cpu(), truth, mask, scale, farthest)
         camera = resize_intrinsics(intrinsics[index].cpu(), size, (height, width))
         moves = None if moving is None or moving[index] is None else torch.from_numpy(moving[index])
         rows.append(detail_row(predicted, truth, mask, camera, moves))
     return torch.stack(rows).to(inverse_depth.device)
 
 
-def predicted_depth(inverse_depth: Tensor, truth: Tensor, mask: Tensor, scale: float | None, cap: float) -> Tensor:
+def predicted_depth(
+    inverse_depth: Tensor, truth: Tensor, mask: Tensor, scale: float | None, cap: float | None
+) -> Tensor:
     """Predicted depth in metres at the size of `truth` `[H, W]`, as it is scored: resized, scaled, clamped.
 
     inverse_depth: 1/depth `[h, w]`; mask: bool `[H, W]`; scale: metres in the unit of the prediction, or None for the

@@ -14,7 +14,12 @@ from torch.nn import functional
 
 METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "a1", "a2", "a3", "silog")
 SHALLOWEST = 1e-3  # metres: ground truth below is ignored, predictions are clamped to it
-GARG_CROP = (0.40810811, 0.99189189, 0.03594771, 0.96405229)  # top, bottom, left, right: parts of height and width
+CROPS = {  # first and last row, first and last column: parts of height and width
+    "none": (0.0, 1.0, 0.0, 1.0),
+    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+    # Of Cityscapes' images without their lower quarter: the rows from 256 to 768, the columns from 192 to 1856.
+    "cityscapes": (1 / 3, 1.0, 0.09375, 0.90625),
+}
 
 
 class DepthScores(NamedTuple):
@@ -49,24 +54,22 @@ def depth_errors(predicted: Tensor, ground_truth: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def garg_crop(height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of Garg's crop of an image; the bounds are truncated to whole pixels."""
-    top, bottom, left, right = GARG_CROP
+def crop_of(height: int, width: int, crop: str) -> tuple[slice, slice]:
+    """Rows and columns of one of CROPS of an image; the bounds are truncated to whole pixels."""
+    top, bottom, left, right = CROPS[crop]
     return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
 
 
 def evaluation_mask(ground_truth: Tensor, crop: str = "garg", cap: float | None = 80.0) -> Tensor:
     """Which pixels `[h, w]` of a sparse ground truth (metres, 0 = none) are compared: bool `[h, w]`.
 
-    crop: "garg" or "none"; cap: those strictly between 1e-3 and cap (metres), or for None every pixel above 0.
+    crop: one of CROPS; cap: those strictly between 1e-3 and cap (metres), or for None every pixel above 0.
     """
-    mask = ground_truth > 0 if cap is None else (ground_truth > SHALLOWEST) & (ground_truth < cap)
-    if crop == "none":
-        return mask
-    if crop != "garg":
+    if crop not in CROPS:
         raise ValueError(f"unknown crop {crop!r}")
+    mask = ground_truth > 0 if cap is None else (ground_truth > SHALLOWEST) & (ground_truth < cap)
     cropped = torch.zeros_like(mask)
-    window = garg_crop(*mask.shape)
+    window = crop_of(*mask.shape, crop)
     cropped[window] = mask[window]
     return cropped
 
@@ -99,14 +102,14 @@ def score_image(
     ground_truth: Tensor,
     mask: Tensor | None = None,
     scale: float | None = 1.0,
-    cap: float = 80.0,
+    cap: float | None = 80.0,
 ) -> DepthScores:
     """Score one prediction against one ground truth.
 
     inverse_depth: predicted 1/depth `[h, w]`, of any size, positive; ground_truth: metres, 0 = none, `[H, W]` at its
     own size without padding; mask: bool `[H, W]` (default: `evaluation_mask(ground_truth, cap=cap)`); scale: factor
     from the predicted depth to metres (1.0: it is in metres; None: unknown); cap: predictions are clamped to 1e-3..cap
-    metres.
+    metres; None: only to 1e-3 and more.
     """
     mask = evaluation_mask(ground_truth, cap=cap) if mask is None else mask
     truth = ground_truth[mask].cpu().double()
@@ -122,8 +125,8 @@ def score_image(
     return DepthScores(median_scaled, fixed_scale, ratio.float(), torch.tensor(float(truth.numel())))
 
 
-def errors_row(predicted: Tensor, truth: Tensor, cap: float) -> Tensor:
-    """METRICS float32 `[8]` of depths `[N]`, the predicted ones clamped to 1e-3..cap."""
+def errors_row(predicted: Tensor, truth: Tensor, cap: float | None) -> Tensor:
+    """METRICS float32 `[8]` of depths `[N]`, the predicted ones clamped to 1e-3..cap, or for None to 1e-3 and more."""
     return torch.tensor(list(depth_errors(predicted.clamp(SHALLOWEST, cap), truth).values()))
 
 
@@ -132,18 +135,20 @@ def score_batch(
     depth: Tensor,
     depth_size: Tensor,
     crop: str = "garg",
-    cap: float = 80.0,
+    cap: float | None = 80.0,
+    clamp: float | None = None,
     scale: float | None = 1.0,
 ) -> DepthScores:
     """Score a batch; every field has a leading [B] and lies on the device of `inverse_depth`, ready to be gathered.
 
     inverse_depth: predicted 1/depth `[B, 1, h, w]` or `[B, h, w]`; depth `[B, H, W]` and depth_size `[B, 2]` as the
-    data set gives them; crop, cap and scale as for `evaluation_mask` and `score_image`.
+    data set gives them; crop, cap and scale as for `evaluation_mask` and `score_image`; clamp: predictions are clamped
+    to 1e-3..clamp metres, None: to the cap.
     """
-    rows = []
+    rows, farthest = [], cap if clamp is None else clamp
     for predicted, truth, size in zip(inverse_depth.flatten(0, -3), depth, depth_size.tolist(), strict=True):
         truth = truth[: size[0], : size[1]]
-        rows.append(score_image(predicted, truth, evaluation_mask(truth, crop, cap), scale, cap))
+        rows.append(score_image(predicted, truth, evaluation_mask(truth, crop, cap), scale, farthest))
     return DepthScores(*(torch.stack(column).to(inverse_depth.device) for column in zip(*rows, strict=True)))
 
 

@@ -18,10 +18,12 @@ from featdepth.scale import INHERITED, scale_of_training
 def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) -> FeatDepth:
     """The model of `config`, in training mode, with the weights it starts from.
 
-    intrinsics: where they are learned, what each camera starts from, `[3, 3]` at training size by name. Raises
-    InputError.
+    intrinsics: where they are learned, what each camera starts from, `[3, 3]` at training size by name, as the training
+    data's `start_intrinsics` has it. Raises InputError; ValueError where they are to be learned and there are none.
     """
     settings, data = config.model, config.data
+    if settings.intrinsics == "learned" and not intrinsics:
+        raise ValueError("model.intrinsics is learned: start_intrinsics() of the training data is needed")
     model = FeatDepth(settings, data.frames, data.height, data.width, list(intrinsics or ()))
     if model.cameras is not None:
         model.cameras.start_from(intrinsics or {}, (data.height, data.width))

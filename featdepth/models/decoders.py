@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featdepth.models.precision import in_float32
 from featdepth.models.recompute import Segmented
 
 POSE_SCALE = 0.01  # the pose network starts near "no motion"
@@ -39,6 +40,11 @@ def repeat_border(features: Tensor) -> Tensor:
     # torch 2.15 compiles the gradient of that padding wrongly for CPUs; of these pieces it makes a single kernel.
     rows = torch.cat([features[..., :1, :], features, features[..., -1:, :]], dim=-2)
     return torch.cat([rows[..., :1], rows, rows[..., -1:]], dim=-1)
+
+
+def convolve_reflected(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What `reflected_convolution` does, with these weights."""
+    return functional.conv2d(functional.pad(features, (1, 1, 1, 1), mode="reflect"), weight, bias)
 
 
 class ChainedResidualPooling(nn.Module):
@@ -77,8 +83,7 @@ class DepthLevel(nn.Module):
         """
         features = functional.leaky_relu(self.joined(self.reduce(feature), coarser), 0.01)
         features = functional.leaky_relu(self.merge(self.pooling(features)), 0.01)
-        disparity = convolve_upsampled(features, self.disparity.weight, self.disparity.bias)
-        # The sigmoid in float32: under bfloat16 its output would have three digits.
+        disparity = in_float32(convolve_upsampled, features, self.disparity)
         return features, disparity.float().sigmoid()
 
     def joined(self, reduced: Tensor, coarser: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -88,8 +93,7 @@ class DepthLevel(nn.Module):
         features, disparity = coarser
         of_reduced, of_features, of_disparity = self.join.weight.split([reduced.shape[1], features.shape[1], 1], dim=1)
         fine = torch.cat([reduced, disparity.to(reduced.dtype)], dim=1)
-        fine = functional.pad(fine, (1, 1, 1, 1), mode="reflect")
-        fine = functional.conv2d(fine, torch.cat([of_reduced, of_disparity], dim=1), self.join.bias)
+        fine = convolve_reflected(fine, torch.cat([of_reduced, of_disparity], dim=1), self.join.bias)
         return fine + convolve_upsampled(features, of_features)
 
 
@@ -154,7 +158,7 @@ class PoseDecoder(nn.Module):
         hidden = functional.relu(self.reduce(features[-1]))
         hidden = functional.relu(self.conv1(hidden))
         hidden = functional.relu(self.conv2(hidden))
-        motion = POSE_SCALE * self.conv3(hidden).float().mean((2, 3))
+        motion = POSE_SCALE * in_float32(functional.conv2d, hidden, self.conv3).float().mean((2, 3))
         return motion[:, :3], motion[:, 3:]
 
 
@@ -181,4 +185,6 @@ class FeatureDecoder(Segmented):
         """Features at twice the size of `hidden` `[B, C, h, w]`, and the image there where the level has one."""
         hidden = functional.elu(self.enter[level](hidden))
         hidden = functional.elu(convolve_upsampled(hidden, self.refine[level].weight, self.refine[level].bias))
-        return hidden, self.image[level](hidden).float().sigmoid() if level < len(self.image) else None
+        if level >= len(self.image):
+            return hidden, None
+        return hidden, in_float32(convolve_reflected, hidden, self.image[level]).float().sigmoid()

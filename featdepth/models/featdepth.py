@@ -35,7 +35,8 @@ from featdepth.models.storage import (
     read_record,
     write_model_directory,
 )
-from featdepth.scale import GIVEN, STEREO
+from featdepth.scale import GIVEN, STEREO, Scale
+from featdepth.verdict import CHECK
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -114,6 +115,11 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         # Models that were saved before they said so, or that were never trained.
         assumed = STEREO if "s" in self.frames else GIVEN
         return self.training_record.get("scale_source", assumed)
+
+    @property
+    def scale(self) -> Scale:
+        """What its depth is measured in."""
+        return Scale(self.settings.metres_per_unit, self.scale_source)
 
     def train(self, mode: bool = True) -> FeatDepth:
         """Training or evaluation mode; the frozen feature encoder of stage 2 stays in evaluation mode."""
@@ -230,11 +236,14 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
     def follow_cameras(self, batch: dict[str, Tensor], prediction: Prediction) -> None:
         """Take a forward pass of training into the statistics of learned intrinsics; nothing where there are none."""
         if self.cameras is not None:
-            temporal = [position for position, frame in enumerate(self.frames[1:]) if frame != "s"]
-            self.cameras.follow(batch["camera"], prediction.poses[:, temporal])
+            # Not by a list of positions, which would have to be copied to the device, and the host would wait.
+            poses = zip(prediction.poses.unbind(1), self.frames[1:], strict=True)
+            temporal = [pose for pose, frame in poses if frame != "s"]
+            self.cameras.follow(batch["camera"], torch.stack(temporal, dim=1))
 
     def record_training(self, drives: Sequence[str], contaminated: Sequence[str], versions: Sequence[str] = ()) -> None:
         """Note what the weights have seen, beside what those that they started from had seen."""
+        self.training_record.pop(CHECK, None)  # was of the weights that the training starts from
         for name, values in (("drives", drives), ("contaminated", contaminated)):
             self.training_record[name] = sorted({*self.training_record.get(name, []), *values})
         self.training_record["versions"] = list(versions)
@@ -251,6 +260,11 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
     def record_validation(self, scores: dict[str, float]) -> None:
         """Note how good the weights are; what is not finite is left out."""
         self.training_record["validation"] = {name: value for name, value in scores.items() if math.isfinite(value)}
+
+    def record_check(self, check: dict[str, float | int | str] | None) -> None:
+        """Note whether the weights have learned anything: the verdict of `featdepth.learned_check`."""
+        if check is not None:
+            self.training_record[CHECK] = check
 
     def record_kinds(self, kinds: Sequence[str]) -> None:
         """Note kinds of data that the weights have seen, beside those noted before."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +9,12 @@ from typing import NamedTuple
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from featdepth import verdict
 from featdepth.errors import InputError
-from featdepth.files import read_bytes
+from featdepth.files import read_json
+from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import describe_scale
+from featdepth.wording import count
 
 LIBRARY, TAGS = "featdepth", ["depth-estimation", "self-supervised", "visual-odometry"]
 LARGEST_SCORES = 16 << 20  # bytes of metrics.json
@@ -102,6 +104,8 @@ def kinds_of_data(record: dict) -> list[str]:
 def warnings(record: dict) -> list[str]:
     """What makes its scores worth less, where something does."""
     found = []
+    if doubt := verdict.warning(record):
+        found.append(f"> **NOTHING LEARNED**: {doubt}.")
     if record.get("contaminated"):
         found.append(
             f"> **CONTAMINATED**: it was trained on drives that it is tested on ({name_list(record['contaminated'])}). "
@@ -141,7 +145,7 @@ def data_lines(record: dict, kinds: list[str]) -> str:
         names = ", ".join(DATA[kind].name if kind in DATA else code(kind) for kind in kinds)
         lines = [f"- {names or 'not recorded'}"]
     if record.get("drives"):
-        lines.append(f"- {len(record['drives'])} drives: {name_list(record['drives'])}")
+        lines.append(f"- {count(len(record['drives']), 'drive')}: {name_list(record['drives'])}")
     lines += [f"- made with {code(version)}" for version in record.get("versions", [])]
     return "\n".join(lines)
 
@@ -160,8 +164,9 @@ def score_sections(record: dict, scores: dict | None) -> list[str]:
 
 def evaluation_lines(scores: dict) -> str:
     """The table of an evaluation, and how it was made."""
-    head = f"{scores['images']} images, protocol {code(scores['protocol'])}, crop {code(scores['crop'])}, "
-    lines = [head + f"cap {scores['cap']:g} m, flip {'on' if scores['flip'] else 'off'}.", ""]
+    how = describe_protocol(scores | {"crop": code(scores["crop"])})
+    head = f"{count(scores['images'], 'image')}, protocol {code(scores['protocol'])}, {how}, "
+    lines = [head + f"flip {'on' if scores['flip'] else 'off'}.", ""]
     lines += ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
     for name, title in (("median_scaled", "median-scaled"), ("fixed_scale", "fixed scale")):
         if scores.get(name):
@@ -175,7 +180,7 @@ def read_scores(evaluation: str | Path) -> dict:
     """The content of `metrics.json` in a folder that `evaluate.py` wrote. Raises InputError."""
     path = Path(evaluation) / "metrics.json"
     try:
-        scores = json.loads(read_bytes(path, LARGEST_SCORES, "the evaluation's scores"))
+        scores = read_json(path, LARGEST_SCORES, "the evaluation's scores")
         if scores.get("no_ground_truth"):
             raise InputError(f"{path}: has a loss but no scores, since the test images have no ground truth")
         evaluation_lines(scores)

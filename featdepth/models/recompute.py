@@ -47,7 +47,7 @@ class KeepStatistics(AbstractContextManager):
     def __enter__(self) -> None:
         norms = [each for each in self.network.modules() if isinstance(each, _BatchNorm)]
         self.settings = [(each, each.momentum, each.num_batches_tracked) for each in norms]
-        unused_count = torch.tensor(0)
+        unused_count = torch.zeros((), dtype=torch.int64)
         for each in norms:
             each.momentum, each.num_batches_tracked = 0.0, unused_count
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from featdepth.config_values import shown
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, read_safetensors
+from featdepth.files import read_json, read_safetensors
+from featdepth.verdict import CHECK
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 LARGEST_CONFIG = 16 << 20  # bytes; the training record may list many drives
@@ -74,7 +75,7 @@ def read_model_directory(source: str | Path, **download: object) -> tuple[dict, 
             )
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     try:
-        config = json.loads(read_bytes(config_path, LARGEST_CONFIG, "the model's configuration"))
+        config = read_json(config_path, LARGEST_CONFIG, "the model's configuration")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{config_path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
@@ -100,7 +101,7 @@ def _is_whole(record: dict) -> bool:
     """Whether the entries of a training record that the program knows have the right types."""
     lists = [record.get(name, []) for name in ("drives", "contaminated", "kinds", "versions")]
     texts = [record.get(name, "") for name in ("scale_source", "imported_from", "configuration_digest")]
-    tables = [record.get(name, {}) for name in ("configuration", "validation")]
+    tables = [record.get(name, {}) for name in ("configuration", "validation", CHECK)]
     return (
         all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
         and all(isinstance(text, str) for text in texts)
@@ -108,6 +109,8 @@ def _is_whole(record: dict) -> bool:
         and all(isinstance(section, dict) for section in record.get("configuration", {}).values())
         and type(record.get("configuration", {}).get("train", {}).get("seed", 0)) is int
         and all(_is_number(value) for value in record.get("validation", {}).values())
+        and all(isinstance(value, str) or _is_number(value) for value in record.get(CHECK, {}).values())
+        and all(isinstance(value, str) == (name == "verdict") for name, value in record.get(CHECK, {}).items())
         and isinstance(record.get("transductive", False), bool)
     )
 

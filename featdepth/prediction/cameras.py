@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from featdepth.clips import CLIP, read_record
 from featdepth.data.exif import exif_intrinsics
 from featdepth.data.video import INTRINSICS_NAME, read_matrix
 from featdepth.errors import InputError
 from featdepth.intrinsics_files import field_of_view_intrinsics, read_pinhole
 from featdepth.models import FeatDepth
 from featdepth.prediction.inputs import is_image
-from featdepth.video.record import CLIP, read_json
 
 KITTI_RAW_CAMERAS = ("image_00", "image_01", "image_02", "image_03")
 KITTI_ODOMETRY_CAMERAS = ("image_0", "image_1", "image_2", "image_3")
@@ -46,12 +46,12 @@ class Cameras:
             self.known[key] = self.search(path, size)
         return self.known[key]
 
-    def need(self, path: Path, size: Size) -> np.ndarray:
-        """The same; InputError where nothing tells them."""
+    def need(self, path: Path, size: Size, purpose: str = "point clouds need") -> np.ndarray:
+        """The same; InputError where nothing tells them. purpose: what needs them, in words that end in the verb."""
         intrinsics = self.find(path, size)
         if intrinsics is None:
             raise InputError(
-                f"{path}: nothing tells its camera's intrinsics, which point clouds need; give --intrinsics FILE or "
+                f"{path}: nothing tells its camera's intrinsics, which {purpose}; give --intrinsics FILE or "
                 "--field-of-view DEGREES"
             )
         return intrinsics
@@ -72,7 +72,7 @@ def intrinsics_beside(path: Path, size: Size) -> np.ndarray | None:
     """
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
-    if (folder / CLIP).is_file() and (rows := read_json(folder / CLIP).get("intrinsics")) is not None:
+    if (folder / CLIP).is_file() and (rows := read_record(folder / CLIP).get("intrinsics")) is not None:
         return read_matrix(folder / CLIP, rows)
     for file in (folder / INTRINSICS_NAME, folder.parent / INTRINSICS_NAME):
         if file.is_file():

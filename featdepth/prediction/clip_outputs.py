@@ -102,7 +102,11 @@ class ClipOutputs:
             except Exception as error:
                 errors.append(error)
         if errors and kind is None:
-            raise errors[0]
+            # The place that cannot be written to ends everything; what is wrong with the clip is told as a whole.
+            raise next(
+                (error for error in errors if not isinstance(error, InputError)),
+                InputError("; ".join(map(str, errors))),
+            )
 
 
 def make_video(frames: Iterator[Saved], source: Source, settings: Settings, scale_source: str | None) -> None:
@@ -117,10 +121,12 @@ def make_sequence(frames: Iterator[Saved], source: Source, settings: Settings, s
     unit, page = unit_of(scale_source), PageFrames()
     times: list[float] = []
     poses: list[np.ndarray] = []
+    lacking = set(settings.save)  # that can be made of no frame, as was told with the frames
 
     def views() -> Iterator[View]:
         for saved in frames:
             frame = saved.frame
+            lacking.intersection_update(saved.lacking)
             times.append(frame.index / settings.frame_rate if frame.seconds is None else frame.seconds)
             poses.append(saved.pose)
             if "page" in settings.save:
@@ -142,11 +148,11 @@ def make_sequence(frames: Iterator[Saved], source: Source, settings: Settings, s
         kitti, tum = clip_files(source, settings, "trajectory")
         write_kitti(kitti, np.stack(poses))
         write_tum(tum, np.stack(poses), times, f"unit: {unit}")
-    if "page" in settings.save:
+    if "page" in settings.save and "page" not in lacking:
         (path,) = clip_files(source, settings, "page")
         notes = [str(trouble)] if page.has_clouds and trouble is not None else []
         page.write(path, source, scale_source, settings, fused, None if poses[0] is None else np.stack(poses), notes)
-    if "fused_points" in settings.save:
+    if "fused_points" in settings.save and "fused_points" not in lacking:
         if trouble is not None:
             raise InputError(f"{source.path}: {trouble}")
         (path,) = clip_files(source, settings, "fused_points")
@@ -188,7 +194,7 @@ class PageFrames:
         notes = page_notes(self.kept[0][1], nearest, scale_source) + notes
         notes += [fused.note] if fused and fused.note else []
         cloud = None if fused is None else PointCloud(fused.points, fused.colours)
-        write_page(path, source.name, frames, scale_source, cloud, poses, notes, self.total)
+        write_page(path, source.name, frames, scale_source, cloud, poses, notes, self.total, settings.warning)
 
 
 def reduced(saved: Saved) -> Saved:

@@ -15,6 +15,7 @@ from featdepth.egomotion import chain_motions, motions_between
 from featdepth.models import FeatDepth
 from featdepth.refine import Refiner
 from featdepth.run import compiled
+from featdepth.scale import Scale
 
 
 class Predicted(NamedTuple):
@@ -84,10 +85,10 @@ class RefinedNetworks(Networks):
 
 
 @torch.no_grad()
-def depth_at(model: FeatDepth, disparity: Tensor, size: tuple[int, int]) -> np.ndarray:
+def depth_at(model: FeatDepth, disparity: Tensor, size: tuple[int, int], scale: Scale) -> np.ndarray:
     """Depth float32 `[h, w]` at `size` (height, width) of a disparity `[1, h', w']`, as `FeatDepth.predict_depth`.
 
-    Metres where the model's scale is known, else units of the network.
+    Metres where the scale is known, else units of the network.
     """
     resized = functional.interpolate(disparity[None], size, mode="bilinear", align_corners=False)[0, 0]
-    return (model.to_depth(resized) * (model.settings.metres_per_unit or 1.0)).numpy()
+    return (model.to_depth(resized) * scale.factor).numpy()

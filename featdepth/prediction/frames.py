@@ -8,20 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from featdepth.data.images import LARGEST_IMAGE, decoded
+from featdepth.data.images import LARGEST_IMAGE, read_photo
 from featdepth.errors import InputError
 from featdepth.prediction.inputs import Source
 from featdepth.processes import outlive_signals
+from featdepth.shared_memory import PREFETCHED
 from featdepth.video.reading import read_pictures
 
-TRAINING_ADVICE = ", or set data.skip_bad_frames=true"  # in errors of images; means nothing here
 LONGEST_VIEW = 1280  # pixels: the longer side of what point clouds, videos and pages show of a frame
-PREFETCHED = 2  # batches that each loader process has ready
 
 
 class Frame(NamedTuple):
@@ -38,30 +37,17 @@ class Frame(NamedTuple):
 
 
 def load_photo(path: str | Path) -> np.ndarray:
-    """The image at `path` as people see it: uint8 RGB `[h, w, 3]`, upright, 16 bits scaled down to 8, on white.
+    """The image at `path` as all programs read it (see `featdepth.data.images`): uint8 RGB `[h, w, 3]`, upright.
 
     Raises InputError, naming the file, for one that cannot be read or has more than LARGEST_IMAGE pixels.
     """
     try:
-        with decoded(path, ("PNG", "JPEG"), None) as image:
-            return np.array(as_rgb(ImageOps.exif_transpose(image)))
+        return read_photo(path).pixels
     except InputError as error:
         if isinstance(error.__cause__, Image.DecompressionBombError):
             reason = f"has more than {LARGEST_IMAGE // 1_000_000} million pixels, the most that are read"
             raise InputError(f"{path}: {reason}; make it smaller") from error
-        raise InputError(str(error).removesuffix(TRAINING_ADVICE)) from error
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB. Pillow's own conversion would cut 16 bits off at 255 and forget transparency."""
-    if image.mode.startswith("I"):
-        values = np.array(image, dtype=np.float32) / 257
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        raise
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
@@ -151,12 +137,23 @@ def collate(frames: list[Frame]) -> Batch:
     return Batch(marked, torch.stack(images) if images else None)
 
 
+def frame_bytes(wanted: Wanted) -> int:
+    """Bytes that a frame has on its way to the network; what is shown of it counts as large as it may be, at 4:3."""
+    view = LONGEST_VIEW * LONGEST_VIEW * 3 // 4 if wanted.with_view else 0
+    return 3 * (wanted.size[0] * wanted.size[1] + view)
+
+
+def loader_processes(source: Source, frames: int, batch_size: int, workers: int) -> int:
+    """How many of up to `workers` processes load a source; a video is one stream."""
+    most = 1 if source.is_video else -(-frames // batch_size)
+    # Starting processes takes longer than loading a few images.
+    return min(workers, most) if source.is_video or most > 1 else 0
+
+
 def load_batches(source: Source, wanted: Wanted, batch_size: int, workers: int) -> DataLoader:
     """The frames of a source in batches, in their order, decoded ahead by up to `workers` processes."""
     frames = VideoFrames(source.path, wanted) if source.is_video else ImageFrames(source.files, wanted)
-    # A video is one stream; and starting processes takes longer than loading a few images.
-    most = 1 if source.is_video else -(-len(frames) // batch_size)
-    workers = min(workers, most) if source.is_video or most > 1 else 0
+    workers = loader_processes(source, 0 if source.is_video else len(frames), batch_size, workers)
     return DataLoader(
         frames,
         batch_size=batch_size,

@@ -14,6 +14,7 @@ from torch import Tensor
 from featdepth.errors import InputError
 from featdepth.geometry import project, sample
 from featdepth.prediction.point_cloud import GRAZING_ANGLE, PointCloud, camera_points, has_depth, is_grazing
+from featdepth.wording import count
 
 REACH = 2  # views before, and after, that a view is checked against
 MOST_PIXELS = 1 << 18  # of a view; of larger ones every second, third ... row and column is used
@@ -90,8 +91,8 @@ def fuse(
     cloud = grid.cloud()
     if len(cloud.points) == 0:
         raise InputError(
-            f"the depths of {len(scales)} frames agree nowhere within {tolerance:.0%}: no fused point cloud; poses and "
-            "depths have to be in the same unit"
+            f"the depths of {count(len(scales), 'frame')} agree nowhere within {tolerance:.0%}: no fused point cloud; "
+            "poses and depths have to be in the same unit"
         )
     return FusedCloud(*cloud, np.array(scales), grid.side, grid.note())
 

@@ -10,7 +10,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from featdepth.data.listing import IMAGE, file_names, list_images, natural_key
+from featdepth.data.frame_folders import depth_among_pictures, frames_in_two_formats
+from featdepth.data.images import HEAD, is_other_picture, is_picture
+from featdepth.data.listing import (
+    CONVERT,
+    IMAGE,
+    NO_IMAGE,
+    OTHER_PHOTO,
+    file_names,
+    list_images,
+    natural_key,
+    other_photos,
+)
 from featdepth.errors import InputError
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
@@ -60,11 +71,17 @@ def find_inputs(words: Sequence[str | Path], out: Path) -> Inputs:
         if real == own or own in real.parents:
             leave_out(1, f"in {out}, which is for outputs")
         elif path.is_dir():
-            if list_images(path):
-                found[real] = path
-                leave_out(count_others(path), "in folders, no png or jpg")
-            else:
-                failures.append(f"{path}: no png or jpg image in this folder; name the folder that holds the frames")
+            try:
+                images = list_frames(path)
+            except InputError as error:
+                failures.append(str(error))
+                continue
+            found[real] = path
+            leave_out(len(other_photos(path)), "in folders, photos in formats to convert to png or jpg")
+            leave_out(len(list_images(path)) - len(images), "in folders, depth or other levels of 16 bits")
+            leave_out(count_others(path), "in folders, no images")
+        elif is_other(path):
+            failures.append(f"{path}: {CONVERT}")
         elif is_matched and not is_image(path) and path.suffix.lower() not in VIDEO_SUFFIXES:
             leave_out(1, "matched, neither image nor video")
         elif path.is_file():
@@ -93,13 +110,42 @@ def is_pattern(word: str | Path) -> bool:
 
 
 def is_image(path: Path) -> bool:
-    """By its name; any other file is taken for a video."""
-    return IMAGE.fullmatch(path.name) is not None
+    """By its name, or where that tells nothing by its content; any other file is taken for a video."""
+    if IMAGE.fullmatch(path.name) is not None:
+        return True
+    return path.suffix.lower() not in VIDEO_SUFFIXES and is_picture(path)
+
+
+def is_other(path: Path) -> bool:
+    """Whether a file is a photo or picture in a format that is not read."""
+    try:
+        with open(path, "rb") as file:
+            return is_other_picture(path, file.read(HEAD))
+    except OSError:
+        return False  # is said where it is read
+
+
+def list_frames(folder: Path) -> list[str]:
+    """The images of a folder, without depth among pictures; InputError where it has none, or frames twice."""
+    images = list_images(folder)
+    if not images and (others := other_photos(folder)):
+        raise InputError(f"{folder / others[0]}: {CONVERT}")
+    if not images:
+        raise InputError(f"{folder}: {NO_IMAGE}; name the folder that holds the frames")
+    if len(twice := frames_in_two_formats(images)) > 1:
+        names = " and ".join(Path(file).name for file in twice[0])
+        raise InputError(
+            f"{folder}: {names} are one frame twice, as {len(twice)} are; name those of one format by a "
+            "pattern, as in '*.png', or keep one format in the folder"
+        )
+    depth = set(depth_among_pictures(images))
+    return [file for file in images if file not in depth]
 
 
 def count_others(folder: Path) -> int:
-    """The visible files in a folder that are no images."""
-    names = (name for name in file_names(folder) if not name.startswith(".") and not IMAGE.fullmatch(name))
+    """The visible files in a folder that are no images or photos."""
+    known = (IMAGE, OTHER_PHOTO)
+    names = (name for name in file_names(folder) if not any(each.fullmatch(name) for each in known) and name[0] != ".")
     return sum((folder / name).is_file() for name in names)
 
 
@@ -155,6 +201,6 @@ def list_sources(named: dict[str, Path]) -> list[Source]:
 
 def name_frames(folder: Path) -> dict[str, Path]:
     """The images of a folder in natural order by their names, with their endings where they differ in nothing else."""
-    files = [Path(file) for file in list_images(folder)]
+    files = [Path(file) for file in list_frames(folder)]
     count = Counter(file.stem.lower() for file in files)
     return {cut(file.stem if count[file.stem.lower()] == 1 else file.name): file for file in files}

@@ -17,10 +17,11 @@ from featdepth.prediction.depth import Predicted, depth_at
 from featdepth.prediction.depth_files import write_depth_npz, write_depth_png, write_depth_tiff
 from featdepth.prediction.frames import Frame, frame_name
 from featdepth.prediction.inputs import Source
+from featdepth.prediction.metres import NO_GROUND, PURPOSE, scale_of_image
 from featdepth.prediction.page import PageFrame, write_page
 from featdepth.prediction.pictures import colour_depth, draw_depth, nearest_depth, write_picture
 from featdepth.prediction.point_cloud import depth_to_points, write_ply
-from featdepth.scale import unit_of
+from featdepth.scale import Scale, unit_of
 
 # What can be saved of each frame, and the ending of its file.
 FRAME_KINDS = {
@@ -40,6 +41,7 @@ CLIP_KINDS = {
 IMAGE_KINDS = FRAME_KINDS | {"page": "_page.html"}  # of an image that belongs to no clip
 NEEDS_INTRINSICS = {"points", "fused_points"}
 USES_INTRINSICS = {"npz", "page"}  # where they are known
+ALL_KINDS = FRAME_KINDS.keys() | CLIP_KINDS.keys()
 NEEDS_VIEWS = {"points", "video", "fused_points", "page"}  # what the frames look like
 NEEDS_POSES = {"trajectory", "fused_points"}
 USES_POSES = NEEDS_POSES | {"page"}
@@ -54,6 +56,23 @@ class Settings(NamedTuple):
     farthest: float | None = None  # depth of the farthest points of clouds; None: all
     frame_rate: float = 10.0  # frames a second of folders, which know no times
     refine: int = 0  # steps by which the networks adapt to each frame of a clip
+    camera_height: float | None = None  # metres above the ground that depth is scaled by; None: the model's own scale
+    warning: str = ""  # of the model, for pages
+
+    @property
+    def dependent_kinds(self) -> set[str]:
+        """The kinds whose content depends on intrinsics."""
+        everything = self.refine or self.camera_height is not None
+        return ALL_KINDS if everything else NEEDS_INTRINSICS | USES_INTRINSICS
+
+
+class Calibration(NamedTuple):
+    """What is known of a frame's camera, and what that means for its outputs."""
+
+    intrinsics: np.ndarray | None = None  # 3x3, where an output has a use for them
+    lacking: tuple[str, ...] = ()  # the kinds that cannot be made for the want of them
+    reason: str | None = None  # the line that names these, and why
+    is_hopeless: bool = False  # nothing else is asked for
 
 
 class Saved(NamedTuple):
@@ -65,6 +84,8 @@ class Saved(NamedTuple):
     pose: np.ndarray | None = None  # world_from_camera 4x4, in the unit of the depth; the world is the first camera
     clipped: int = 0  # pixels beyond what 16 bits can say
     error: str | None = None
+    lacking: tuple[str, ...] = ()  # the kinds that could not be made
+    reason: str | None = None  # why, in a line that all frames of a clip have in common
 
 
 def frame_paths(source: Source, name: str, settings: Settings) -> dict[str, Path]:
@@ -87,19 +108,26 @@ def clip_paths(source: Source, settings: Settings) -> list[Path]:
 
 def is_whole(source: Source, settings: Settings) -> bool:
     """Whether the source has to be predicted in one go, from its beginning."""
-    return source.is_clip and (bool(clip_paths(source, settings)) or settings.refine > 0)
+    is_one = bool(clip_paths(source, settings)) or settings.refine > 0 or settings.camera_height is not None
+    return source.is_clip and is_one
 
 
-def remove_outputs(sources: Iterable[Source], out: Path) -> None:
-    """Remove all that there is of the `sources`, of all kinds. Raises OSError where that is impossible."""
-    whole = {name for names in CLIP_KINDS.values() for name in names}
+def made_files(source: Source, out: Path, kinds: Collection[str] = ALL_KINDS) -> list[Path]:
+    """All files of these `kinds` that there are of a source."""
+    if source.is_clip:
+        whole = {name for kind, names in CLIP_KINDS.items() if kind in kinds for name in names}
+        endings = tuple(ending for kind, ending in FRAME_KINDS.items() if kind in kinds)
+        made = (out / source.name).glob("*")
+        return [path for path in made if path.name in whole or path.name.endswith(endings)]
+    endings = [ending for kind, ending in IMAGE_KINDS.items() if kind in kinds]
+    paths = (out / f"{name}{ending}" for name in source.files for ending in endings)
+    return [path for path in paths if path.exists()]
+
+
+def remove_outputs(sources: Iterable[Source], out: Path, kinds: Collection[str] = ALL_KINDS) -> None:
+    """Remove all that there is of the `sources`, of these `kinds`. Raises OSError where that is impossible."""
     for source in sources:
-        if source.is_clip:
-            made = (out / source.name).glob("*")
-            old = [path for path in made if path.name in whole or path.name.endswith(tuple(FRAME_KINDS.values()))]
-        else:
-            old = [out / f"{name}{ending}" for name in source.files for ending in IMAGE_KINDS.values()]
-        for path in old:
+        for path in made_files(source, out, kinds):
             path.unlink(missing_ok=True)
 
 
@@ -139,22 +167,35 @@ def save_frame(
     frame: Frame,
     predicted: Predicted,
     model: FeatDepth,
+    scale: Scale | None,
     source: Source,
     settings: Settings,
     cameras: Cameras,
 ) -> Saved:
     """Write all files of one frame from what the networks of `model` say of it.
 
-    Raises OSError where the place cannot be written to; what is wrong with the frame itself is told in the result.
+    scale: of the source; None: the image's own, from `settings.camera_height`. Raises OSError where the place cannot be
+    written to; what is wrong with the frame itself is told in the result.
     """
-    unit, paths = unit_of(model.scale_source), frame_paths(source, frame.name, settings)
-    depth = depth_at(model, predicted.disparity, frame.size)
-    if not np.isfinite(depth).all():
-        return Saved(frame, error=f"{frame.path}: the network's depth is not finite; try --mixed_precision no")
     try:
-        intrinsics = frame_intrinsics(frame, source, settings, cameras)
+        calibration = calibrate(frame, source, settings, cameras)
     except InputError as error:
         return Saved(frame, error=str(error))
+    if calibration.is_hopeless:
+        return Saved(frame, error=calibration.reason)
+    intrinsics, lacking = calibration.intrinsics, calibration.lacking
+    scale = scale or scale_of_image(predicted.disparity, frame.size, settings.camera_height, model, intrinsics)
+    if scale is None:
+        return Saved(frame, error=f"{frame.path}: does not show {NO_GROUND}")
+    unit, pose = unit_of(scale.source), predicted.pose
+    if pose is not None:
+        pose = pose.copy()
+        pose[:3, 3] *= scale.factor / model.scale.factor
+    paths = {kind: path for kind, path in frame_paths(source, frame.name, settings).items() if kind not in lacking}
+    depth = depth_at(model, predicted.disparity, frame.size, scale)
+    if not np.isfinite(depth).all():
+        advice = "try --mixed_precision no, with --overwrite or into another --out"
+        return Saved(frame, error=f"{frame.path}: the network's depth is not finite; {advice}")
     if "npz" in paths:
         write_depth_npz(paths["npz"], depth, unit, intrinsics)
     if "tiff" in paths:
@@ -162,19 +203,22 @@ def save_frame(
     if "picture" in paths:
         write_picture(paths["picture"], draw_depth(depth, unit, settings.nearest))
     clipped = write_depth_png(paths["depth_png"], depth, unit) if "depth_png" in paths else 0
+    saved = Saved(frame, pose=pose, clipped=clipped, lacking=lacking, reason=calibration.reason)
     if frame.view is None:
-        return Saved(frame, pose=predicted.pose, clipped=clipped)
+        return saved
     view, shown = frame.view.numpy(), tuple(frame.view.shape[:2])
-    depth = depth if shown == frame.size else depth_at(model, predicted.disparity, shown)
+    depth = depth if shown == frame.size else depth_at(model, predicted.disparity, shown, scale)
     if intrinsics is not None:
         intrinsics = resize_intrinsics(torch.from_numpy(intrinsics), frame.size, shown).numpy()
-    saved = Saved(frame, depth, intrinsics, predicted.pose, clipped)
+    saved = saved._replace(depth=depth, intrinsics=intrinsics)
     if "points" in paths:
         write_ply(paths["points"], *depth_to_points(depth, view, intrinsics, settings.farthest), unit)
     if "page" in paths:
         nearest = settings.nearest or nearest_depth(depth)
-        shown_frame, notes = page_frame(saved, nearest, settings), page_notes(saved, nearest, model.scale_source)
-        write_page(paths["page"], Path(frame.path).name, [shown_frame], model.scale_source, notes=notes)
+        shown_frame, notes = page_frame(saved, nearest, settings), page_notes(saved, nearest, scale.source)
+        write_page(
+            paths["page"], Path(frame.path).name, [shown_frame], scale.source, notes=notes, warning=settings.warning
+        )
     return saved
 
 
@@ -195,9 +239,32 @@ def page_notes(saved: Saved, nearest: float, scale_source: str | None) -> list[s
     return notes
 
 
-def frame_intrinsics(frame: Frame, source: Source, settings: Settings, cameras: Cameras) -> np.ndarray | None:
-    """Intrinsics 3x3 of a frame where an output has a use for them. Raises InputError where one cannot do without."""
-    path = source.path or Path(frame.path)
-    if NEEDS_INTRINSICS.intersection(settings.save) or (settings.refine and source.is_clip):
-        return cameras.need(path, frame.size)
-    return cameras.find(path, frame.size) if USES_INTRINSICS.intersection(settings.save) else None
+def calibrate(frame: Frame, source: Source, settings: Settings, cameras: Cameras) -> Calibration:
+    """Intrinsics of a frame where an output has a use for them, and what cannot be made without.
+
+    Raises InputError where nothing can: they are not to be had, and refinement or the camera's height need them.
+    """
+    path, wanted = source.path or Path(frame.path), wanted_kinds(source, settings)
+    if settings.camera_height is not None:
+        return Calibration(cameras.need(path, frame.size, PURPOSE))
+    if settings.refine and source.is_clip:
+        return Calibration(cameras.need(path, frame.size, "--refine needs"))
+    users = [kind for kind in wanted if kind in NEEDS_INTRINSICS | USES_INTRINSICS]
+    if not users:
+        return Calibration()
+    try:
+        intrinsics = cameras.find(path, frame.size)
+        lacking = [kind for kind in users if kind in NEEDS_INTRINSICS] if intrinsics is None else []
+        reason = "nothing tells its camera's intrinsics; give --intrinsics FILE or --field-of-view DEGREES"
+    except InputError as error:
+        intrinsics, lacking, reason = None, users, str(error)
+    if not lacking:
+        return Calibration(intrinsics)
+    reason = f"{path}: no {', '.join(lacking)}: {reason}"
+    return Calibration(intrinsics, tuple(lacking), reason, is_hopeless=len(lacking) == len(wanted))
+
+
+def wanted_kinds(source: Source, settings: Settings) -> list[str]:
+    """The kinds that are saved of such a source."""
+    kinds = ALL_KINDS if source.is_clip else IMAGE_KINDS
+    return [kind for kind in settings.save if kind in kinds]

@@ -385,6 +385,8 @@ function listen() {
 function start() {
   byId("title").textContent = data.title;
   byId("statement").textContent = data.statement;
+  byId("warning").textContent = data.warning;
+  byId("warning").hidden = !data.warning;
   for (const note of data.notes) byId("notes").appendChild(document.createElement("li")).textContent = note;
   const hasClouds = data.frames.some((frame) => frame.cloud);
   byId("notes").hidden = data.notes.length === 0;

@@ -53,12 +53,14 @@ def write_page(
     trajectory: np.ndarray | None = None,
     notes: Sequence[str] = (),
     total: int | None = None,
+    warning: str = "",
 ) -> None:
     """Write the page of `frames` to `path`, whole or not at all.
 
     scale_source: where the metres come from (`FeatDepth.scale_source`), None: relative depth. cloud: of the whole
     sequence, in the first camera's axes; trajectory: world_from_camera `[N, 4, 4]` in the unit of the depth; notes:
-    lines to be shown as they are; total: number of frames that there were, where `frames` are some of them.
+    lines to be shown as they are; total: number of frames that there were, where `frames` are some of them;
+    warning: shown above everything else.
 
     At most MOST_FRAMES frames, MOST_POINTS points of a cloud, MOST_FRAME_POINTS of the frames' clouds in all and
     MOST_POSES poses are kept, evenly spread, which the page says. Raises InputError where there is no frame, OSError
@@ -79,6 +81,7 @@ def write_page(
         "title": title,
         "statement": statement,
         "metres": scale_source is not None,
+        "warning": warning,
         "notes": [*notes, *limits(shown, cloud, trajectory, most, total or len(frames))],
         "frames": [frame_data(frame, poses, most) for frame in shown],
         "cloud": None if cloud is None else cloud_data(thin(cloud, MOST_POINTS), neighbour_distance(cloud), False),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
 from featdepth.errors import InputError
@@ -21,15 +22,18 @@ from featdepth.prediction.clip_outputs import ClipOutputs
 from featdepth.prediction.depth import Networks, RefinedNetworks
 from featdepth.prediction.frames import Batch, Frame, Wanted, load_batches
 from featdepth.prediction.inputs import Source
+from featdepth.prediction.metres import scale_of_clip
 from featdepth.prediction.outputs import (
     NEEDS_VIEWS,
     USES_POSES,
     Saved,
     Settings,
+    calibrate,
     done_frames,
-    frame_intrinsics,
     save_frame,
 )
+from featdepth.progress import Display
+from featdepth.scale import Scale
 
 WRITERS = 4  # threads that write files while the networks go on
 MOST_WAITING = 16  # frames that wait for them
@@ -41,7 +45,7 @@ class Tally:
 
     written: int = 0
     skipped: int = 0
-    failed: int = 0  # frames, and sources as a whole
+    failed: int = 0  # frames, sources as a whole, and outputs that could not be made of a source
     clipped_pixels: int = 0  # beyond what 16 bits can say
     clipped_frames: int = 0
 
@@ -64,7 +68,8 @@ class Predictor:
         self.accelerator, self.model, self.settings, self.cameras = accelerator, model, settings, cameras
         self.batch_size, self.workers = batch_size, workers
         self.tally = Tally()
-        self.bar = tqdm(disable=True)
+        self.told: set[str] = set()  # why outputs could not be made
+        self.bar = Display("prediction", None, "frames", hidden=True)
         self.writers: ThreadPoolExecutor | None = None
         self.waiting: deque[Future[Saved]] = deque()  # frames that the writers have, in order
 
@@ -75,10 +80,10 @@ class Predictor:
         """
         sources = list(sources)
         total = None if any(source.is_video for source in sources) else sum(len(source.files) for source in sources)
-        hidden = not self.accelerator.is_main_process or not sys.stderr.isatty()
+        hidden = not self.accelerator.is_main_process
         with (
             ThreadPoolExecutor(WRITERS) as self.writers,
-            tqdm(total=total, unit="frame", dynamic_ncols=True, disable=hidden) as self.bar,
+            Display("prediction", total, "frames", hidden=hidden) as self.bar,
         ):
             for source in sources:
                 try:
@@ -99,15 +104,15 @@ class Predictor:
             if len(done) == len(source.files):
                 return
         wanted = Wanted((self.model.height, self.model.width), bool(NEEDS_VIEWS.intersection(self.settings.save)), done)
-        networks = self.networks_for(source)
+        networks, scale = self.networks_for(source), self.scale_for(source)
         # Loader processes come first: they are forks, and would inherit what a thread holds at that moment for ever.
         batches = iter(load_batches(source, wanted, self.batch_size, self.workers))
         self.waiting.clear()
         # Where frames are done already, what is made of all of them is so, too.
         settings = self.settings._replace(save=()) if done else self.settings
-        with ClipOutputs(source, settings, self.model.scale_source) as clip:
+        with ClipOutputs(source, settings, None if scale is None else scale.source) as clip:
             for batch in batches:
-                self.predict_batch(batch, source, networks)
+                self.predict_batch(batch, source, networks, scale)
                 self.settle(clip, MOST_WAITING)
             self.settle(clip, 0)
 
@@ -118,11 +123,29 @@ class Predictor:
             return RefinedNetworks(self.accelerator, self.model, self.settings.refine, with_poses)
         return Networks(self.accelerator, self.model, with_poses)
 
-    def predict_batch(self, batch: Batch, source: Source, networks: Networks) -> None:
+    def scale_for(self, source: Source) -> Scale | None:
+        """What depths of a source are measured in; None: single images, of which each has a scale of its own."""
+        height = self.settings.camera_height
+        if height is None:
+            return self.model.scale
+        if not source.is_clip:
+            return None
+        plain = Networks(self.accelerator, self.model)
+
+        def predict(images: Tensor) -> Tensor:
+            return torch.stack([each.disparity for each in plain.predict(images)])
+
+        scale, note = scale_of_clip(source, height, self.model, self.cameras, predict, self.batch_size)
+        tqdm.write(f"scale      {source.path}: {note}")
+        return scale
+
+    def predict_batch(self, batch: Batch, source: Source, networks: Networks, scale: Scale | None) -> None:
         """Run the networks on a batch, and hand its frames to the writers."""
         present = [frame for frame in batch.frames if frame.image is not None]
         if source.is_clip and present and not self.waiting:  # in one line for the clip, not in one for each frame
-            frame_intrinsics(present[0], source, self.settings, self.cameras)
+            calibration = calibrate(present[0], source, self.settings, self.cameras)
+            if calibration.is_hopeless:
+                raise InputError(calibration.reason)
         intrinsics = [self.seen_intrinsics(frame, source) for frame in present if self.settings.refine]
         predicted = networks.predict(batch.images, intrinsics) if present else iter(())
         for frame in batch.frames:
@@ -131,14 +154,14 @@ class Predictor:
             elif frame.image is None:
                 self.skip(1)
             else:
-                job = (save_frame, frame, next(predicted), self.model, source, self.settings, self.cameras)
+                job = (save_frame, frame, next(predicted), self.model, scale, source, self.settings, self.cameras)
                 self.waiting.append(self.writers.submit(*job))
 
     def seen_intrinsics(self, frame: Frame, source: Source) -> np.ndarray | None:
         """Intrinsics 3x3 of a clip's frame as the networks see it."""
         if not source.is_clip:
             return None
-        intrinsics = torch.from_numpy(frame_intrinsics(frame, source, self.settings, self.cameras))
+        intrinsics = torch.from_numpy(calibrate(frame, source, self.settings, self.cameras).intrinsics)
         return resize_intrinsics(intrinsics, frame.size, (self.model.height, self.model.width)).numpy()
 
     def settle(self, clip: ClipOutputs, most_waiting: int) -> None:
@@ -156,6 +179,10 @@ class Predictor:
             self.tally.failed += 1
             complain(saved.error)
             return
+        if saved.reason is not None and saved.reason not in self.told:
+            self.told.add(saved.reason)
+            self.tally.failed += 1
+            complain(saved.reason)
         self.tally.written += 1
         self.tally.clipped_pixels += saved.clipped
         self.tally.clipped_frames += saved.clipped > 0

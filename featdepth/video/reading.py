@@ -16,13 +16,12 @@ from threading import Thread
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ImageOps
 
-from featdepth.data.images import decoded
-from featdepth.data.listing import list_images
+from featdepth.data.frame_folders import list_sequence
+from featdepth.data.images import HEAD, is_other_picture, read_photo
+from featdepth.data.listing import CONVERT, IMAGE
 from featdepth.errors import InputError
 
-ORIENTATION = 0x0112  # EXIF tag
 # EXIF orientations without mirroring, as degrees by which the picture has to be turned against the clock.
 EXIF_TURNS = {3: 180, 6: -90, 8: 90}
 FRAME_NOTE = re.compile(rb"pts_time:(\S+)|rotation of (-?[0-9.]+) degrees")  # of ffmpeg's filter "showinfo"
@@ -57,14 +56,9 @@ def read_pictures(path: Path, first: int = 0) -> Iterator[Picture]:
 
 def read_folder(path: Path, first: int) -> Iterator[Picture]:
     """The images in a folder in natural order, turned as their EXIF orientation says."""
-    files = list_images(path)
-    if not files:
-        raise InputError(f"{path}: no png or jpg image in this folder; name the folder that holds the frames")
-    for file in files[first:]:
-        with decoded(file, ("PNG", "JPEG"), None) as image:
-            turned = EXIF_TURNS.get(image.getexif().get(ORIENTATION), 0)
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        yield Picture(pixels, None, turned)
+    for file in list_sequence(path)[first:]:
+        pixels, orientation = read_photo(file)
+        yield Picture(pixels, None, EXIF_TURNS.get(orientation, 0))
 
 
 def video_reader() -> str:
@@ -79,10 +73,21 @@ def video_reader() -> str:
     )
 
 
+def refuse_photo(path: Path) -> None:
+    """Raise InputError for a file that is a single photo, whether its format is read or not."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    if is_other_picture(path, head):
+        raise InputError(f"{path}: {CONVERT}")
+    if IMAGE.fullmatch(path.name):
+        raise InputError(f"{path}: a single photo, no video; give the folder that holds the frames")
+
+
 def read_video(path: Path, first: int) -> Iterator[Picture]:
     """The frames of a video file, turned as its metadata say, by whichever reader there is."""
     if not path.is_file():
         raise InputError(f"{path}: no such video file or folder of images")
+    refuse_photo(path)
     frames = (read_with_pyav if video_reader() == "PyAV" else read_with_ffmpeg)(path, first)
     for pixels, seconds, rotation in frames:
         quarters = round(rotation / 90)

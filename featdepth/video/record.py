@@ -18,13 +18,13 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
+from featdepth.clips import CLIP, SUMMARY, read_record
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, write_text
+from featdepth.files import write_text
 from featdepth.video.selection import STATIC, USUAL
 from featdepth.video.speed import SpeedRecord, odometer
 
-JOURNAL, MANIFEST, SUMMARY, CLIP = "journal.jsonl", "manifest.jsonl", "summary.json", "clip.json"
-LARGEST_SUMMARY = 64 << 20  # bytes
+JOURNAL, MANIFEST = "journal.jsonl", "manifest.jsonl"
 SHORTEST_CLIP = 3  # frames: a target and its neighbours
 # A picture that is shown again this often at most is a duplicate, as when 12 frames a second are stored as 60; a longer
 # run is a camera that stands still.
@@ -78,7 +78,7 @@ def claim(out: Path, settings: Line) -> bool:
             raise InputError(f"{out}: is not empty and holds no prepared frames; choose a new or empty folder")
         write_json(out / SUMMARY, {"complete": False, **settings})
         return False
-    found = read_json(out / SUMMARY)
+    found = read_record(out / SUMMARY)
     has_begun = (out / JOURNAL).is_file() and (out / JOURNAL).stat().st_size > 0
     if found.get("complete") is False and not has_begun:  # the last attempt may have failed for its settings
         write_json(out / SUMMARY, {"complete": False, **settings})
@@ -212,14 +212,3 @@ def write_lists(out: Path, clips: dict[str, int]) -> None:
 
 def write_json(path: Path, value: Line) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def read_json(path: Path) -> Line:
-    """The object in a file that a preparation wrote. Raises InputError, naming it, where it cannot be understood."""
-    try:
-        found = json.loads(read_bytes(path, LARGEST_SUMMARY, "the record of prepared frames"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: cannot be understood; prepare the frames again, into a new folder")
-    return found

@@ -26,6 +26,7 @@ DARKEST = 32.0  # grey level that the brightest hundredth of a frame has to reac
 SAME = 0.25  # mean difference in grey levels from the last frame that was none, below which one is a duplicate
 BLURRED = 0.7  # of the usual sharpness
 USUAL = 31  # frames over which the usual sharpness is the median
+FEWEST_LEVELS = 1  # grey levels from the darkest to the brightest pixel of a frame that shows nothing
 FEWEST_USUAL = 5  # frames that make a usual sharpness
 
 THRESHOLDS = {
@@ -36,6 +37,7 @@ THRESHOLDS = {
     "overlap": OVERLAP,
     "fewest_corners": FEWEST_CORNERS,
     "darkest": DARKEST,
+    "fewest_levels": FEWEST_LEVELS,
     "same": SAME,
     "blurred": BLURRED,
     "usual": USUAL,
@@ -78,6 +80,9 @@ def judge(state: State, frame: np.ndarray, intrinsics: np.ndarray) -> tuple[Verd
     light = float(np.percentile(frame, 99))
     if light < DARKEST:
         return Verdict("black", {"light": light}, DARKEST), state._replace(distinct=frame)
+    levels = float(np.ptp(frame))
+    if levels <= FEWEST_LEVELS:
+        return Verdict("blank", {"levels": levels}, FEWEST_LEVELS), state._replace(distinct=frame)
     difference = grey_difference(state.distinct, frame)
     if difference < SAME:
         return Verdict("duplicate", {"difference": difference}, SAME), state

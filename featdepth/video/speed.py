@@ -8,6 +8,7 @@ import numpy as np
 
 from featdepth.data.listing import read_numbers
 from featdepth.errors import InputError
+from featdepth.wording import count
 
 LONGEST_GAP = 3.0  # seconds between two speeds: receivers give one a second; beyond it too much may have happened
 
@@ -28,7 +29,7 @@ def read_speeds(path: str) -> SpeedRecord:
     """
     table = read_numbers(path, 2, "time (seconds) and speed (metres a second)")
     if len(table) < 2:
-        raise InputError(f"{path}: has {len(table)} lines of time and speed, at least two are needed")
+        raise InputError(f"{path}: has {count(len(table), 'line')} of time and speed, at least two are needed")
     seconds, speeds = table.T
     steps = np.diff(seconds)
     if steps.min() <= 0:
