@@ -1,6 +1,7 @@
 # make install   the environment in .venv (skipped while requirements.txt and pyproject.toml stay the same)
 # make demo      a synthetic street, a model trained on it, and its scores on drives it has not seen
-# make test      style checks and all tests
+# make test      style checks and the tests
+# make test-long the tests that take minutes each
 # make lint      the style checks alone
 # make clean     removes what the targets above made
 #
@@ -16,7 +17,7 @@ TEST_TOOLS = 'pytest>=8' 'pytest-xdist>=3.6' 'ruff>=0.17,<0.18' 'av>=14.2' \
 	'matplotlib>=3.9' 'onnx>=1.17' 'onnxruntime>=1.20' 'onnxscript>=0.5'
 DEBIAN = on Debian and Ubuntu: apt install python3 python3-venv
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-long lint clean
 
 install: .venv/.installed
 
@@ -51,6 +52,9 @@ endif
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-long: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -m long
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
+from warm_processes import run_warm
 
 from featdepth.data.synthetic import write_street
 from featdepth.errors import run_program
@@ -23,6 +26,8 @@ from featdepth.errors import run_program
 REPOSITORY = Path(__file__).parents[1]
 TWO_PROCESSES = REPOSITORY / "configs" / "accelerate" / "two_cpu.yaml"
 TIME_LIMIT = 300  # seconds for one program
+
+Shared = Callable[[str, Callable[[Path], None]], Path]
 
 # Names that Accelerate and torchrun read; a test decides on them, not the shell it is started from.
 LAUNCH_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -72,10 +77,20 @@ def run_program_process(
     file_limit: int | None = None,
     launcher_options: Sequence[str] = (),
 ) -> Result:
-    """Run a program as users do, on the CPU. file_limit: bytes that no file may exceed, as on a disk that gets full."""
-    command = program_command(arguments, processes, launcher_options)
-    if file_limit is not None:
-        command = ["bash", "-c", f'ulimit -f {file_limit // 1024}; exec "$@"', "bash", *command]
+    """Run a program in processes of its own, on the CPU, which start with torch imported.
+
+    file_limit: bytes that no file may exceed, as on a disk that gets full.
+    """
+    words = [str(argument) for argument in arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        return Result(
+            *run_warm(words, program_environment(), Path(folder), processes, TIME_LIMIT, launcher_options, file_limit)
+        )
+
+
+def launch_program(arguments: list[object], processes: int = 1) -> Result:
+    """Run a program as users start it: a fresh Python, or `accelerate launch`."""
+    command = program_command(arguments, processes)
     done = subprocess.run(
         command, cwd=REPOSITORY, env=program_environment(), capture_output=True, text=True, timeout=TIME_LIMIT
     )
@@ -127,20 +142,44 @@ def write_tiny_config(path: Path, root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """`shared(name, make)`: the folder `name`, made by the first test process that asks for it, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    # Each of several test processes has a folder of its own in one that belongs to them all.
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder = base / f"shared_{name}"
+        with (base / f"shared_{name}.done").open("a+") as done:
+            fcntl.flock(done, fcntl.LOCK_EX)
+            if os.fstat(done.fileno()).st_size == 0:
+                shutil.rmtree(folder, ignore_errors=True)  # of one who failed
+                make(folder)
+                done.write("made")
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def street(shared: Shared) -> Path:
     """Six drives: four to train on (20 samples), one to validate (5 samples), one to test (3 samples)."""
-    root = tmp_path_factory.mktemp("street") / "data"
-    write_street(root, drives=6, frames=7, height=64, width=192, workers=1)
-    train_list = root / "splits" / "train_files.txt"
-    left = [line for line in train_list.read_text().splitlines() if line.endswith(" l")]
-    train_list.write_text("\n".join(left) + "\n")
-    return root
+
+    def make(folder: Path) -> None:
+        root = folder / "data"
+        write_street(root, drives=6, frames=7, height=64, width=192, workers=1)
+        train_list = root / "splits" / "train_files.txt"
+        left = [line for line in train_list.read_text().splitlines() if line.endswith(" l")]
+        train_list.write_text("\n".join(left) + "\n")
+        write_tiny_config(folder / "tiny.yaml", root)
+
+    return shared("street", make) / "data"
 
 
 @pytest.fixture(scope="session")
 def config_file(street: Path) -> Path:
     """The tiny configuration for `street`."""
-    return write_tiny_config(street.parent / "tiny.yaml", street)
+    return street.parent / "tiny.yaml"
 
 
 @pytest.fixture
@@ -153,23 +192,25 @@ def street_copy(street: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of 6 steps on one process: five make an epoch; checkpoints after 2, 4, 5 and 6."""
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    options = [f"run.directory={directory}", *INTERRUPTIBLE]
-    succeeded(run_program_process(["train.py", "--cpu", "--config", config_file, *options]))
-    yield directory
-    shutil.rmtree(directory)
+def finished_run(config_file: Path, shared: Shared) -> Path:
+    """A run of 6 steps on one process: five make an epoch; checkpoints after 2, 4, 5 and 6. Not to be changed."""
+
+    def make(folder: Path) -> None:
+        options = [f"run.directory={folder}", *INTERRUPTIBLE]
+        succeeded(run_program_process(["train.py", "--cpu", "--config", config_file, *options]))
+
+    return shared("finished_run", make)
 
 
 @pytest.fixture(scope="session")
-def two_process_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def two_process_run(config_file: Path, shared: Shared) -> Path:
     """The same on two processes: three steps make an epoch; checkpoints after 2, 3, 4 and 6."""
-    directory = tmp_path_factory.mktemp("two_processes") / "run"
-    options = [f"run.directory={directory}", *INTERRUPTIBLE]
-    succeeded(run_program_process(["train.py", "--cpu", "--config", config_file, *options], processes=2))
-    yield directory
-    shutil.rmtree(directory)
+
+    def make(folder: Path) -> None:
+        options = [f"run.directory={folder}", *INTERRUPTIBLE]
+        succeeded(launch_program(["train.py", "--cpu", "--config", config_file, *options], processes=2))
+
+    return shared("two_process_run", make)
 
 
 # Gradient accumulation, loader processes, dropout and a log interval that is open at the checkpoints: all of it has to

@@ -6,7 +6,8 @@ import pytest
 import torture
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 2), (2, 2)])
+@pytest.mark.long
+@pytest.mark.parametrize(("processes", "kills"), [(1, 4), (2, 4)])
 def test_killed_runs_end_as_undisturbed_ones(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], processes: int, kills: int
 ) -> None:
