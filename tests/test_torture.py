@@ -6,11 +6,22 @@ import pytest
 import torture
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("processes", "kills"), [(1, 4), (2, 4)])
-def test_killed_runs_end_as_undisturbed_ones(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], processes: int, kills: int
-) -> None:
-    monkeypatch.setattr("sys.argv", ["torture.py", "--kills", str(kills), "--processes", str(processes)])
+def torture_with(kills: int, processes: int, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+    patch.setattr("sys.argv", ["torture.py", "--kills", str(kills), "--processes", str(processes)])
     assert torture.main() == 0
-    assert f"{kills} kills" in capsys.readouterr().out
+    assert f"{kills} kills" in capture.readouterr().out
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_runs_end_as_undisturbed_ones(
+    processes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torture_with(2, processes, monkeypatch, capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
+def test_runs_killed_more_often(
+    processes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torture_with(6, processes, monkeypatch, capsys)
