@@ -198,7 +198,7 @@ def test_the_mask_is_cropped_like_the_depth_and_a_bad_one_is_named(config: Confi
     assert dataset.moving_mask(sample).shape == dataset.load_depth(sample).shape == (48, 96)
     path = Path(dataset.moving_path(sample))
     path.write_bytes(Path(dataset.image_path(sample, 0)).read_bytes())
-    with pytest.raises(InputError, match=f"{path}: not an 8-bit mask"):
+    with pytest.raises(InputError, match=f"{path}: not an 8-bit grey mask"):
         dataset.moving_mask(sample)
     path.unlink()
     dataset = build_dataset(config, "test", frames=[0])
