@@ -26,7 +26,7 @@ def wait_for_data(context: Context) -> Iterator[Row]:
     words = ["data_wait.py", "--repeat", 1, "--drives", 6]
     if context.is_small:
         words += ["--steps", 4, "--frame-size", "64x192", "--cpu", "train.log_every=2", "train.batch_size=2"]
-        words += ["model.decoder_width=16"]
+        words += ["model.decoder_width=16", "data.frames=[0,s]", "train.panel_samples=0"]
     else:
         words += ["--steps", 60, "--frame-size", "128x416", "train.batch_size=12", "data.workers=8", "data.height=192"]
         words += ["data.width=640", "model.depth_layers=50", "model.decoder_width=256", "model.pose_size=null"]
