@@ -281,12 +281,15 @@ class TestConfiguration:
             street_config(street, config_file, *overrides)
 
 
-def test_an_untrained_model_says_about_the_initial_depth():
+def test_untrained_models_say_about_the_initial_depth():
     config = tiny_config("photometric", FRAMES, metres_per_unit=None, initial_depth=2.0)
-    prediction = build_model(config)(tiny_batch(config))
-    for disparity in prediction.disparities:
-        depth = geometry.disparity_to_depth(disparity, config.model.min_depth, config.model.max_depth)
-        assert depth.median().item() == pytest.approx(2, rel=0.3)
+    medians = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for disparity in build_model(config)(tiny_batch(config)).disparities:
+            depth = geometry.disparity_to_depth(disparity, config.model.min_depth, config.model.max_depth)
+            medians.append(depth.median().item())
+    assert sum(medians) / len(medians) == pytest.approx(2, rel=0.2)
 
 
 def learned_model(**settings: object) -> FeatDepth:
