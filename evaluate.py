@@ -32,9 +32,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from featdepth.cards.against import compare, format_comparison
-from featdepth.cards.comparison import compare_cards
-from featdepth.cards.content import (
+from featdepth.config import Config, load_config, parse_arguments
+from featdepth.config.checks import check_config
+from featdepth.data import build_dataset
+from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
+from featdepth.data.unused import unused_settings
+from featdepth.evaluation.cards.against import compare, format_comparison
+from featdepth.evaluation.cards.comparison import compare_cards
+from featdepth.evaluation.cards.content import (
     FORMAT,
     Leakage,
     Results,
@@ -46,20 +51,12 @@ from featdepth.cards.content import (
     headline,
     look_for_leakage,
 )
-from featdepth.cards.details import describe_details
-from featdepth.cards.pictures import draw_extremes
-from featdepth.cards.writing import command_line, write_card
-from featdepth.config import Config, load_config, parse_arguments
-from featdepth.config_checks import check_config
-from featdepth.data import build_dataset
-from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
-from featdepth.data.unused import unused_settings
-from featdepth.models import FeatDepth
-from featdepth.objective import compute_losses
-from featdepth.odometry_report import open_sequences, report_odometry
-from featdepth.processes import together
-from featdepth.refine import evaluate_refinement
-from featdepth.report import (
+from featdepth.evaluation.cards.details import describe_details
+from featdepth.evaluation.cards.examples import draw_extremes
+from featdepth.evaluation.cards.write_card import command_line, write_card
+from featdepth.evaluation.odometry import open_sequences, report_odometry
+from featdepth.evaluation.refinement import evaluate_refinement
+from featdepth.evaluation.report import (
     format_loss,
     format_refinement,
     format_table,
@@ -68,10 +65,19 @@ from featdepth.report import (
     summarise_loss,
     write_results,
 )
-from featdepth.run import make_accelerator, versions
+from featdepth.models import FeatDepth
+from featdepth.objective import compute_losses
+from featdepth.parallel.processes import together
+from featdepth.parallel.shared_memory import check_shared_memory, sample_bytes
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
-from featdepth.shared_memory import check_shared_memory, sample_bytes
-from featdepth.validation import fit_pixel_median, gather_columns, moving_masks, scale_by_camera_height, score_images
+from featdepth.training.run_directory import make_accelerator, versions
+from featdepth.training.validation import (
+    fit_pixel_median,
+    gather_columns,
+    moving_masks,
+    scale_by_camera_height,
+    score_images,
+)
 from featdepth.wording import count
 
 

@@ -23,23 +23,27 @@ import torch
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
 
-from featdepth.badsteps import BadSteps
-from featdepth.checkpoint import Progress, resume, save_checkpoint
-from featdepth.circumstances import circumstances, configuration_digest
 from featdepth.config import Config, load_config, parse_arguments, to_dict
+from featdepth.console import Display
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.data.baselines import check_baselines
 from featdepth.data.intrinsics_source import describe_intrinsics
 from featdepth.data.shape import shape_note
 from featdepth.data.unused import unused_settings
-from featdepth.learned_check import check_model
+from featdepth.evaluation.refinement import is_transductive
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.batch_norm import synchronise_batch_norms
+from featdepth.models.saved.verdict import describe
 from featdepth.objective import compute_losses
-from featdepth.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
-from featdepth.progress import Display
-from featdepth.refine import is_transductive
-from featdepth.run import (
+from featdepth.parallel.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
+from featdepth.parallel.shared_memory import check_shared_memory, sample_bytes
+from featdepth.scale import describe_scale
+from featdepth.training.bad_steps import BadSteps
+from featdepth.training.checkpoint import Progress, resume, save_checkpoint
+from featdepth.training.conditions import circumstances, configuration_digest
+from featdepth.training.journal import IntervalLog, MetricsFile, log_line, panel, save_picture
+from featdepth.training.learned_check import check_model
+from featdepth.training.run_directory import (
     RunDirectory,
     bare_model,
     begin_pass,
@@ -51,12 +55,8 @@ from featdepth.run import (
     records_graphs,
     versions,
 )
-from featdepth.scale import describe_scale
-from featdepth.schedule import fitted, learning_rate, notes, window_size
-from featdepth.shared_memory import check_shared_memory, sample_bytes
-from featdepth.tracking import IntervalLog, MetricsFile, log_line, panel, save_picture
-from featdepth.validation import validate
-from featdepth.verdict import describe
+from featdepth.training.schedule import fitted, learning_rate, notes, window_size
+from featdepth.training.validation import validate
 from featdepth.wording import count
 
 

@@ -10,11 +10,11 @@ from gpu_rows import Context, Row, verdict
 from step_time import OBJECTIVES, Case, build, configuration, make_batch
 from torch import Tensor, nn
 
-from featdepth.badsteps import BadSteps
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses
+from featdepth.training.bad_steps import BadSteps
 
 # Relative errors of a loss, and of a whole gradient, against float64. The minimum over sources and the automask choose:
 # where two errors are nearly alike another precision chooses otherwise, which shows in gradients.

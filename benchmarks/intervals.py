@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from measure import Column, finish, heading, make_parser, start, table_line
 
-from featdepth.data.kitti_eigen import eigen_split
+from featdepth.data.kitti.eigen import eigen_split
 from featdepth.metrics.intervals import Interval, paired_interval
 
 SIZES = {

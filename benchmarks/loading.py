@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from featdepth.data.frame_cache import FrameCache
+from featdepth.data.cached.frame_cache import FrameCache
 from featdepth.data.images import load_image
 
 FRAMES = 8

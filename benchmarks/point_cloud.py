@@ -28,15 +28,15 @@ from measure import REPOSITORY, Column, finish, heading, start, table_line
 
 from featdepth.config import load_config
 from featdepth.data import build_dataset
+from featdepth.data.street.rays import camera_rays, cast
 from featdepth.data.synthetic import INTERVAL, LARGEST_RECORD, RECORD, Drive, Street, drive_parts, render_frame
-from featdepth.data.synthetic_rays import camera_rays, cast
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_bytes
 from featdepth.metrics.depth import depth_errors, evaluation_mask
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
-from featdepth.prediction.fusion import View, fuse
-from featdepth.prediction.point_cloud import VERTEX, depth_to_points, write_ply
+from featdepth.predict.fusion import View, fuse
+from featdepth.predict.point_cloud import VERTEX, depth_to_points, write_ply
 from featdepth.scale import METRES
 
 FARTHEST = 80.0  # metres

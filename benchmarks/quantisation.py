@@ -24,12 +24,19 @@ from torch import Tensor
 
 from featdepth.config import Config, Model, load_config
 from featdepth.data import augment, build_dataset
-from featdepth.export import DepthNetwork, DepthProgram, export_program, load_predictor, natural_images, save_onnx
+from featdepth.export.__main__ import (
+    DepthNetwork,
+    DepthProgram,
+    export_program,
+    load_predictor,
+    natural_images,
+    save_onnx,
+)
+from featdepth.export.quantise import KEPT_FLOAT, load_calibration, quantise
 from featdepth.metrics.depth import METRICS, mean_scores, score_batch
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
-from featdepth.processes import keep_freed_memory
-from featdepth.quantise import KEPT_FLOAT, load_calibration, quantise
+from featdepth.parallel.processes import keep_freed_memory
 
 COLUMNS = [
     Column("milliseconds", "ms/image", 1),

@@ -3,8 +3,8 @@
 python benchmarks/refinement.py --checkpoint runs/demo/model [--cpu]
 
 Drives of the synthetic street that no training has seen, in another look (colours, textures, light, a higher camera),
-are followed frame by frame, with the model as it is and with `featdepth.refine`: from one camera and from both. abs_rel
-is the mean over drives of the mean over their images, median-scaled and at fixed scale.
+are followed frame by frame, with the model as it is and with `featdepth.evaluation.refinement`: from one camera and
+from both. abs_rel is the mean over drives of the mean over their images, median-scaled and at fixed scale.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from measure import Column
 
 from featdepth.config import Config, Data
 from featdepth.data import build_dataset
+from featdepth.data.street.look import LOOKS
 from featdepth.data.synthetic import write_street
-from featdepth.data.synthetic_look import LOOKS
+from featdepth.evaluation.refinement import MONOCULAR_RATE, STEREO_RATE, evaluate_refinement
 from featdepth.models import FeatDepth
-from featdepth.refine import MONOCULAR_RATE, STEREO_RATE, evaluate_refinement
 
 COLUMNS = [
     Column("median_scaled", "abs_rel", 4), Column("fixed_scale", "fixed scale", 4), Column("wins", "drives won", 0),

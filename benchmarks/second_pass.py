@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from measure import REPOSITORY
 from torch import Tensor
 
-from featdepth import validation
+from featdepth.training import validation
 
 
 def main() -> None:

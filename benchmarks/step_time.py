@@ -50,13 +50,13 @@ from measure import (
 from torch import Tensor
 from torch.nn import functional
 
-from featdepth.badsteps import BadSteps, propagate
 from featdepth.config import Config, Data, Model
 from featdepth.data import augment
 from featdepth.models import FeatDepth, decoders
 from featdepth.models.featdepth import channels_last
 from featdepth.objective import compute_losses
-from featdepth.processes import keep_freed_memory
+from featdepth.parallel.processes import keep_freed_memory
+from featdepth.training.bad_steps import BadSteps, propagate
 
 FRAMES = [0, -1, 1]
 OBJECTIVES = ("photometric", "autoencoder", "feature_metric", "joint")

@@ -18,9 +18,9 @@ import torch
 from accelerate import Accelerator
 from measure import REPOSITORY, Column, finish, heading, make_parser, start, table_line
 
-from featdepth.checkpoint import Progress, save_checkpoint
 from featdepth.config import load_config
 from featdepth.models import FeatDepth
+from featdepth.training.checkpoint import Progress, save_checkpoint
 
 COLUMNS = [
     Column("parameters", "parameters", 0),

@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train
-from featdepth.badsteps import BadSteps
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
-from featdepth.tracking import IntervalLog
+from featdepth.training.bad_steps import BadSteps
+from featdepth.training.journal import IntervalLog
 
 WARM_UP = 2  # batches in which libraries may set themselves up
 # Where train.py may wait: what it logs, checks, saves and validates between two steps.

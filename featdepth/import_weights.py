@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from featdepth.config import Config, Data, Model
-from featdepth.config_checks import SMALLEST_SIDE, check_config, check_side
-from featdepth.config_values import shown
+from featdepth.config.checks import SMALLEST_SIDE, check_config, check_side
+from featdepth.config.values import shown
 from featdepth.errors import InputError, run_program
 from featdepth.models.featdepth import FeatDepth
-from featdepth.torch_files import read_torch_file, state_of
+from featdepth.models.saved.torch_files import read_torch_file, state_of
 
 # Published prefix -> ours; their levels count from 1, ours from 0.
 RENAMES = (

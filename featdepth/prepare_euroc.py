@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from featdepth.cameras.lenses import remap, undistortion_map
+from featdepth.cameras.rectify import RectifiedPair, rectify
 from featdepth.config import Parser
-from featdepth.data.euroc_files import Sensor, read_camera, read_truth
+from featdepth.console import watched
 from featdepth.data.images import read_photo
-from featdepth.data.trajectory import interpolate_poses
+from featdepth.data.sets.euroc_files import Sensor, read_camera, read_truth
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_json, write_text
-from featdepth.lenses import remap, undistortion_map
-from featdepth.progress import watched
-from featdepth.rectify import RectifiedPair, rectify
+from featdepth.odometry.interpolate import interpolate_poses
 from featdepth.wording import count
 
 VERSION = 1  # of what is written: raise it when that changes

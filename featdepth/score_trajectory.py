@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.config import Parser
-from featdepth.data.trajectory import interpolate_poses
 from featdepth.errors import InputError, run_program
+from featdepth.evaluation.odometry import draw, format_scores
 from featdepth.files import write_text
-from featdepth.metrics.odometry import ALIGNMENTS, LENGTHS, score_trajectory
-from featdepth.odometry_report import draw, format_scores
-from featdepth.plots import MISSING, has_matplotlib
-from featdepth.rotations import quaternions_from_rotations
-from featdepth.trajectory_files import Trajectory, read_trajectory
+from featdepth.odometry.interpolate import interpolate_poses
+from featdepth.odometry.plots import MISSING, has_matplotlib
+from featdepth.odometry.rotations import quaternions_from_rotations
+from featdepth.odometry.scores import ALIGNMENTS, LENGTHS, score_trajectory
+from featdepth.odometry.trajectory_files import Trajectory, read_trajectory
 from featdepth.wording import count as counted
 
 REACH = 0.02  # seconds

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from featdepth.config import Config, Data, Loss
-from featdepth.data.calibration import Calibration
-from featdepth.data.ground_truth import lidar_depth
+from featdepth.data.kitti.calibration import Calibration
+from featdepth.data.kitti.ground_truth import lidar_depth
 from featdepth.errors import InputError, run_program
 from featdepth.import_weights import convert
 from featdepth.metrics.depth import METRICS, evaluation_mask, flip_post_process, score_image
-from featdepth.metrics.odometry import ALIGNMENTS, score_trajectory
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_terms
+from featdepth.odometry.scores import ALIGNMENTS, score_trajectory
 
 
 class Comparison(NamedTuple):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from featdepth.data.street.kitti_formats import INTERVAL
 from featdepth.data.synthetic import Drive, Street, render_frame
-from featdepth.data.synthetic_kitti import INTERVAL
 
 
 class RenderedDrive(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from drive_writer import RenderedDrive, quaternion_of
 from PIL import Image
 
-from featdepth.lenses import Lens
+from featdepth.cameras.lenses import Lens
 
 RATE = 20  # images a second
 START = 1403636579763555584  # nanoseconds, of MH_01_easy

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import load
 from safetensors.torch import load_file
 
-from featdepth.checkpoint import checkpoints
+from featdepth.training.checkpoint import checkpoints
 
 # What depends on the machine and its load, not on the run.
 TIMING = ("images_per_second", "data_wait", "memory_gb")

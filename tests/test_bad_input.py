@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import evaluate
 import train
-from featdepth.checkpoint import checkpoints
 from featdepth.models import FeatDepth
+from featdepth.training.checkpoint import checkpoints
 
 SMALL_DISK = 500 << 20  # bytes: room for a checkpoint of the tiny model (about 280 MB), not for a second one
 

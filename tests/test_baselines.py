@@ -10,9 +10,9 @@ import pytest
 from conftest import call_program
 
 import train
-from featdepth import doctor
 from featdepth.data.baselines import check_stereo_pose, likely_units
 from featdepth.data.synthetic import write_street
+from featdepth.doctor import __main__ as doctor
 from featdepth.errors import InputError
 
 

@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader
 
 import train
 from featdepth.config import Config, save_config
-from featdepth.data import build_dataset, frame_cache, images
+from featdepth.data import build_dataset, images
 from featdepth.data import cache as program
-from featdepth.data.frame_cache import FrameCache
+from featdepth.data.cached import frame_cache
+from featdepth.data.cached.frame_cache import FrameCache
+from featdepth.data.cached.shards import VERSION, used_bytes
 from featdepth.data.images import load_image
-from featdepth.data.shards import VERSION, used_bytes
 from featdepth.errors import InputError
 
 DRIVE = drive_name(1)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featdepth.cameras.intrinsics_files import read_intrinsics
+from featdepth.cameras.lenses import Lens
 from featdepth.errors import InputError
-from featdepth.intrinsics_files import read_intrinsics
-from featdepth.lenses import Lens
 
 SIZE = (480, 640)
 KALIBR = """cam0:

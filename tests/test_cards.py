@@ -17,8 +17,8 @@ import yaml
 from conftest import Result, call_program, succeeded
 
 import evaluate
-from featdepth.cards.blocks import Figures, Table, Text, Title, markdown, page
 from featdepth.config import load_config
+from featdepth.evaluation.cards.blocks import Figures, Table, Text, Title, markdown, page
 from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import mean_interval, paired_interval

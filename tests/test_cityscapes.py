@@ -256,7 +256,7 @@ def test_image_of_another_size_is_refused(tree):
 
 
 def test_each_folder_is_listed_once(tree, monkeypatch):
-    from featdepth.data import cityscapes
+    from featdepth.data.sets import cityscapes
 
     listed = []
     monkeypatch.setattr(

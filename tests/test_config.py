@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from featdepth.config import Config, from_dict, load_config, parse_arguments, save_config, to_dict
-from featdepth.config_checks import KINDS, check_config
+from featdepth.config.checks import KINDS, check_config
 from featdepth.errors import InputError
 
 ROOT = Path(__file__).parents[1]

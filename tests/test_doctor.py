@@ -15,15 +15,15 @@ import yaml
 from conftest import call_program
 from PIL import Image
 
-from featdepth import doctor
 from featdepth.config import load_config
 from featdepth.data.synthetic import write_street
-from featdepth.diagnosis.findings import PROBLEM, WARNING, Finding
-from featdepth.diagnosis.plausibility import judge
-from featdepth.diagnosis.reprojection import fit_motion
-from featdepth.diagnosis.survey import Survey
-from featdepth.epipolar import rotation_of
-from featdepth.matching import Matches
+from featdepth.doctor import __main__ as doctor
+from featdepth.doctor.findings import PROBLEM, WARNING, Finding
+from featdepth.doctor.plausibility import judge
+from featdepth.doctor.reprojection import fit_motion
+from featdepth.doctor.survey import Survey
+from featdepth.two_view.epipolar import rotation_of
+from featdepth.two_view.matching import Matches
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))
 FRAMES = 11  # of each drive

@@ -11,10 +11,10 @@ from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 
 from featdepth.data.images import load_image
-from featdepth.egomotion import chain_motions, predict_motions
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
 from featdepth.models import FeatDepth
+from featdepth.odometry.egomotion import chain_motions, predict_motions
 
 
 @pytest.fixture(scope="module")

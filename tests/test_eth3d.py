@@ -12,7 +12,7 @@ from tree_writers import FISHEYE_SIZE, directions_of, write_eth3d
 
 from featdepth.config import Config
 from featdepth.data import build_dataset
-from featdepth.data.eth3d import thin_prism_pixels
+from featdepth.data.sets.eth3d import thin_prism_pixels
 from featdepth.errors import InputError
 
 FRAMES = 5

@@ -17,15 +17,15 @@ from kitti_tree import make_config
 from PIL import Image, ImageFilter
 
 from featdepth import prepare_euroc
+from featdepth.cameras.lenses import Lens, remap, undistort_points
+from featdepth.cameras.rectify import rectify
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
 from featdepth.data.splits import Sample
 from featdepth.data.synthetic import Drive, Street
-from featdepth.data.trajectory import interpolate_poses
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector, warp
-from featdepth.lenses import Lens, remap, undistort_points
-from featdepth.rectify import rectify
+from featdepth.odometry.interpolate import interpolate_poses
 
 REPOSITORY = Path(__file__).parents[1]
 SHRINK = 4  # of the images, to be fast

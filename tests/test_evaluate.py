@@ -35,7 +35,7 @@ def read_scores(out: Path) -> dict:
 def evaluated(finished_run: Path, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     out = tmp_path_factory.mktemp("evaluated") / "evaluation"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featdepth.progress.FIRST_SECONDS", 0.0)  # as if it took long
+        patch.setattr("featdepth.console.FIRST_SECONDS", 0.0)  # as if it took long
         return evaluate_here(config_file, finished_run / "model", out), out
 
 

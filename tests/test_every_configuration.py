@@ -18,9 +18,11 @@ from tree_writers import WRITERS
 
 import evaluate
 import train
-from featdepth import doctor, export, predict
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
+from featdepth.doctor import __main__ as doctor
+from featdepth.export import __main__ as export
+from featdepth.predict import __main__ as predict
 
 FRAMES, PARTS = 5, ("train", "val", "test")
 NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))

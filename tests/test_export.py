@@ -17,11 +17,11 @@ from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 from torch import nn
 from torch.nn import functional
 
-from featdepth import export
-from featdepth.export import DepthNetwork, DepthProgram, compare, natural_images
+from featdepth.export import __main__ as export
+from featdepth.export.__main__ import DepthNetwork, DepthProgram, compare, natural_images
+from featdepth.export.quantise import PlainDepthNetwork, quantise
 from featdepth.models import FeatDepth
 from featdepth.models.featdepth import normalise
-from featdepth.quantise import PlainDepthNetwork, quantise
 
 # Programs that know of nothing of ours: images.npy -> depth.npy, and the file's metadata on standard output.
 WITH_TORCH = """

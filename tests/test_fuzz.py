@@ -29,19 +29,19 @@ from PIL import Image
 from safetensors.torch import save
 from tiny_models import tiny_config, tiny_model
 
-from featdepth.checkpoint import MANIFEST, Progress, digest, resume, save_checkpoint
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
-from featdepth.data.calibration import Calibration
-from featdepth.data.frame_cache import FrameCache
-from featdepth.data.ground_truth import cached_lidar_depth, lidar_depth, read_scan
+from featdepth.data.cached.frame_cache import FrameCache
 from featdepth.data.images import load_depth_image, load_image
+from featdepth.data.kitti.calibration import Calibration
+from featdepth.data.kitti.ground_truth import cached_lidar_depth, lidar_depth, read_scan
 from featdepth.data.splits import Sample, read_list
 from featdepth.errors import InputError, one_line
 from featdepth.models import FeatDepth
-from featdepth.models.storage import read_model_directory
-from featdepth.torch_files import read_torch_file
-from featdepth.tracking import IntervalLog, MetricsFile
+from featdepth.models.saved.storage import read_model_directory
+from featdepth.models.saved.torch_files import read_torch_file
+from featdepth.training.checkpoint import MANIFEST, Progress, digest, resume, save_checkpoint
+from featdepth.training.journal import IntervalLog, MetricsFile
 
 LONGEST = 20  # seconds for one reading
 DRIVE = drive_name(1)

@@ -14,9 +14,9 @@ from kitti_tree import DAY, FOCAL, SIZE, drive_name, write_calibration, write_dr
 from safetensors.numpy import save_file
 
 from featdepth.config import Data
-from featdepth.data import ground_truth
-from featdepth.data.calibration import Calibration
-from featdepth.data.ground_truth import cached_lidar_depth, lidar_depth, read_scan, writable_cache_folder
+from featdepth.data.kitti import ground_truth
+from featdepth.data.kitti.calibration import Calibration
+from featdepth.data.kitti.ground_truth import cached_lidar_depth, lidar_depth, read_scan, writable_cache_folder
 from featdepth.data.selection import MotionRecord
 from featdepth.errors import InputError
 

@@ -30,16 +30,16 @@ from tiny_models import tiny_config, tiny_model
 from featdepth import import_weights
 from featdepth.config import load_config
 from featdepth.data import build_dataset
-from featdepth.data.calibration import Calibration
-from featdepth.data.ground_truth import cached_lidar_depth, read_scan
 from featdepth.data.images import load_depth_image, load_image
+from featdepth.data.kitti.calibration import Calibration
+from featdepth.data.kitti.ground_truth import cached_lidar_depth, read_scan
 from featdepth.data.splits import read_list
 from featdepth.data.synthetic import Street, claim
 from featdepth.errors import InputError, one_line
 from featdepth.models import FeatDepth
 from featdepth.models.encoders import ResNetEncoder, load_imagenet
-from featdepth.models.storage import read_model_directory
-from featdepth.torch_files import check_torch_archive, read_torch_file
+from featdepth.models.saved.storage import read_model_directory
+from featdepth.models.saved.torch_files import check_torch_archive, read_torch_file
 
 TIME_LIMIT = 30  # seconds
 MEMORY_LIMIT = 200 << 20  # bytes that a refusal may take

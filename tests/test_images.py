@@ -9,19 +9,20 @@ import pytest
 from conftest import call_program, succeeded
 from PIL import Image
 
-from featdepth import doctor, prepare_video
+from featdepth.cameras.exif import exif_intrinsics
 from featdepth.config import load_config
 from featdepth.data import build_dataset
 from featdepth.data import cache as cache_program
-from featdepth.data.exif import exif_intrinsics
-from featdepth.data.frame_cache import FrameCache
+from featdepth.data.cached.frame_cache import FrameCache
+from featdepth.data.films import read_pictures
 from featdepth.data.frame_folders import list_sequence
 from featdepth.data.images import image_size, load_image
 from featdepth.data.listing import FORMATS, list_images
+from featdepth.doctor import __main__ as doctor
 from featdepth.errors import InputError
-from featdepth.prediction.frames import load_photo
-from featdepth.prediction.inputs import find_inputs, list_sources, name_inputs
-from featdepth.video.reading import read_pictures
+from featdepth.predict.frames import load_photo
+from featdepth.predict.sources import find_inputs, list_sources, name_inputs
+from featdepth.prepare_video import __main__ as prepare_video
 
 SIZE = (48, 72)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featdepth.data.exif import exif_intrinsics
+from featdepth.cameras.exif import exif_intrinsics
+from featdepth.cameras.intrinsics_files import field_of_view_intrinsics, read_colmap_cameras, read_intrinsics
+from featdepth.cameras.lenses import undistort_points
 from featdepth.errors import InputError
-from featdepth.intrinsics_files import field_of_view_intrinsics, read_colmap_cameras, read_intrinsics
-from featdepth.lenses import undistort_points
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -15,7 +15,7 @@ from tree_writers import WRITERS
 
 import evaluate
 import train
-from featdepth.config_checks import KINDS
+from featdepth.config.checks import KINDS
 from featdepth.data.kinds import DATASETS
 
 FRAMES, STEPS = 5, 21

@@ -13,11 +13,11 @@ from conftest import REPOSITORY, call_program, forget_accelerator, program_envir
 
 import evaluate
 import train
-from featdepth import predict
 from featdepth.errors import InputError
-from featdepth.launcher import check_accelerator
-from featdepth.processes import end_with_launcher
-from featdepth.run import precision
+from featdepth.parallel.launcher import check_accelerator
+from featdepth.parallel.processes import end_with_launcher
+from featdepth.predict import __main__ as predict
+from featdepth.training.run_directory import precision
 
 PROGRAMS = (
     *(["train.py"], ["evaluate.py"]),
@@ -58,7 +58,7 @@ class TestParent:
         if sys.platform != "linux" or subprocess.run([*container, "true"], capture_output=True, check=False).returncode:
             pytest.skip("needs the right to make a process namespace")
         program = (
-            "import os; from featdepth.processes import end_with_launcher; end_with_launcher(); print(os.getppid())"
+            "import os; from featdepth.parallel import processes; processes.end_with_launcher(); print(os.getppid())"
         )
         done = subprocess.run(
             [*container, sys.executable, "-c", program],
@@ -131,7 +131,7 @@ class TestChoicesOfTheLauncher:
             (b"python\0accelerate\0launch\0--use_fsdp\0train.py", "the launcher's --use_fsdp"),
             (b"python\0accelerate\0launch\0--use-fsdp\0train.py", "the launcher's --use_fsdp"),
         ):
-            monkeypatch.setattr("featdepth.launcher.command_of_parent", lambda words=words: words)
+            monkeypatch.setattr("featdepth.parallel.launcher.command_of_parent", lambda words=words: words)
             environment = {"ACCELERATE_USE_FSDP": "true"}
             line = call_program(train.main, "--config", config, environment=environment).error_line()
             assert f"distributed type FSDP (from {source})" in line
@@ -149,7 +149,7 @@ class TestChoicesOfTheLauncher:
             assert "distributed type FSDP" in line
 
     def test_a_tpu_is_refused(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("featdepth.launcher.is_torch_xla_available", lambda: True)
+        monkeypatch.setattr("featdepth.parallel.launcher.is_torch_xla_available", lambda: True)
         line = call_program(train.main, "--config", config).error_line()
         assert "distributed type XLA (torch_xla is installed here)" in line and "USE_TORCH_XLA=false" in line
 

@@ -15,11 +15,11 @@ from PIL import Image
 from tiny_models import tiny_config, tiny_model
 
 import train
-from featdepth import predict
 from featdepth.errors import InputError
-from featdepth.learned_check import FEWEST_PAIRS, Signs, judge, motion_error, photometric_gain, row_correlation
 from featdepth.models import FeatDepth
-from featdepth.verdict import CHECK, LEARNED, NOTHING, TOO_FEW, describe, warning
+from featdepth.models.saved.verdict import CHECK, LEARNED, NOTHING, TOO_FEW, describe, warning
+from featdepth.predict import __main__ as predict
+from featdepth.training.learned_check import FEWEST_PAIRS, Signs, judge, motion_error, photometric_gain, row_correlation
 
 # Medians measured on the synthetic street after 10 steps and after 380.
 AFTER_10 = Signs(120.0, 0.25, 0.97, -0.04)

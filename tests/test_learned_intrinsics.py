@@ -23,7 +23,7 @@ from featdepth.data.dataset import UNNUMBERED
 from featdepth.data.synthetic import Drive, Street, render_frame, write_street
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth, Prediction, build_model
-from featdepth.models.cameras import FOCAL_UNIT, LARGEST_TOLERANCE, RECENT_STEPS, LearnedIntrinsics
+from featdepth.models.learned_intrinsics import FOCAL_UNIT, LARGEST_TOLERANCE, RECENT_STEPS, LearnedIntrinsics
 from featdepth.objective import compute_losses
 
 SIZE = (HEIGHT, WIDTH)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from featdepth.cameras.lenses import Lens, distort, remap, undistort_points, undistorted_intrinsics, undistortion_map
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
-from featdepth.lenses import Lens, distort, remap, undistort_points, undistorted_intrinsics, undistortion_map
 
 # EuRoC's left camera with a third radial coefficient, and a TUM-VI fisheye.
 RADTAN = Lens(

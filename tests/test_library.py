@@ -20,7 +20,7 @@ from featdepth.config import to_dict
 from featdepth.errors import InputError
 from featdepth.import_weights import convert
 from featdepth.models import FeatDepth, build_model
-from featdepth.models.model_card import code, fenced, kinds_of_data
+from featdepth.models.saved.model_card import code, fenced, kinds_of_data
 
 HOSTILE = "x`y\n# Title <script>alert(1)</script> | ```\n---\nlicense: mit\n[a](javascript:b)"
 SCORES = dict.fromkeys(("abs_rel", "sq_rel", "rmse", "rmse_log", "a1", "a2", "a3", "silog"), 0.125)

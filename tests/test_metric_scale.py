@@ -18,7 +18,7 @@ import train
 from featdepth import FeatDepth
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
-from featdepth.data.oxts import distance_between, read_speed, read_times, steps_between
+from featdepth.data.kitti.oxts import distance_between, read_speed, read_times, steps_between
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
 from featdepth.losses import distance_error

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from check_reference import compare
 
-from featdepth.data.trajectory import poses_from_quaternions
-from featdepth.egomotion import chain_motions
-from featdepth.metrics.odometry import (
+from featdepth.odometry.egomotion import chain_motions
+from featdepth.odometry.interpolate import poses_from_quaternions
+from featdepth.odometry.rotations import is_rotation, nearest_rotations, quaternions_from_rotations, rotation_angles
+from featdepth.odometry.scores import (
     ALIGNMENTS,
     align,
     score_aligned,
@@ -21,7 +22,6 @@ from featdepth.metrics.odometry import (
     snippet_ate,
     step_errors,
 )
-from featdepth.rotations import is_rotation, nearest_rotations, quaternions_from_rotations, rotation_angles
 
 REFERENCE = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared")) / "reference"
 SCORES = ("ate_rmse_m", "t_rel_percent", "r_rel_deg_per_100m", "rpe_translation_m", "rpe_rotation_deg")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from featdepth.config import Config, load_config, save_config
 from featdepth.data import build_dataset, motion
-from featdepth.data.kitti_raw import KittiRaw
+from featdepth.data.kitti.raw import KittiRaw
 from featdepth.data.selection import MotionRecord, moving_samples, pairs_of
 from featdepth.errors import InputError
 

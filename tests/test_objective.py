@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from featdepth import geometry
-from featdepth.badsteps import BadSteps, propagate
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms, explain_photometric
-from featdepth.tracking import IntervalLog
+from featdepth.training.bad_steps import BadSteps, propagate
+from featdepth.training.journal import IntervalLog
 
 TERMS = {
     "photometric": {"photometric", "smoothness"},

@@ -14,17 +14,19 @@ from conftest import Result, call_program, run_program_process, succeeded
 from tiny_models import tiny_config, tiny_model
 
 import evaluate
-from featdepth import odometry_report, plots, score_trajectory
+from featdepth import score_trajectory
 from featdepth.config import load_config
-from featdepth.data.calibration import Calibration
-from featdepth.data.kitti_files import KittiFiles
-from featdepth.data.oxts import read_speed, read_times, steps_between
-from featdepth.data.oxts_poses import camera_poses
+from featdepth.data.kitti.calibration import Calibration
+from featdepth.data.kitti.drives import KittiFiles
+from featdepth.data.kitti.oxts import read_speed, read_times, steps_between
+from featdepth.data.kitti.oxts_poses import camera_poses
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
-from featdepth.metrics.odometry import ALIGNMENTS
-from featdepth.odometry_report import open_sequences
-from featdepth.trajectory_files import read_kitti, read_tum, write_kitti, write_tum
+from featdepth.evaluation import odometry as odometry_report
+from featdepth.evaluation.odometry import open_sequences
+from featdepth.odometry import plots
+from featdepth.odometry.scores import ALIGNMENTS
+from featdepth.odometry.trajectory_files import read_kitti, read_tum, write_kitti, write_tum
 
 EXCERPT = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared")) / "kitti_mini" / "kitti_raw"
 STREET = Street(drives=6, frames=7, height=64, width=192)

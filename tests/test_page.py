@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from featdepth.errors import InputError
-from featdepth.prediction.page import MOST_FRAMES, MOST_POINTS, PageFrame, spread, write_page
-from featdepth.prediction.point_cloud import PointCloud, depth_to_points
+from featdepth.predict.page import MOST_FRAMES, MOST_POINTS, PageFrame, spread, write_page
+from featdepth.predict.point_cloud import PointCloud, depth_to_points
 
 HOSTILE = '<script>document.title="owned"</script>{{data}}</title>&"\'.png'
 INTRINSICS = np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])

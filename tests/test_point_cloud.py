@@ -13,8 +13,8 @@ from tiny_models import tiny_config, tiny_model
 
 from featdepth.data.synthetic import Drive, Frame, Street, render_frame
 from featdepth.errors import InputError
-from featdepth.prediction.fusion import View, fuse
-from featdepth.prediction.point_cloud import depth_to_points, thin, write_ply
+from featdepth.predict.fusion import View, fuse
+from featdepth.predict.point_cloud import depth_to_points, thin, write_ply
 from featdepth.scale import METRES, RELATIVE
 
 INTRINSICS = np.array([[50.0, 0.0, 20.5], [0.0, 60.0, 10.25], [0.0, 0.0, 1.0]])

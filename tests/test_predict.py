@@ -16,16 +16,16 @@ from conftest import Result, call_program, run_program_process, succeeded
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 
-from featdepth import predict
-from featdepth.egomotion import chain_motions, predict_motions
-from featdepth.intrinsics_files import field_of_view_intrinsics
+from featdepth.cameras.intrinsics_files import field_of_view_intrinsics
+from featdepth.evaluation.refinement import refine_stream
 from featdepth.models import FeatDepth
-from featdepth.prediction import outputs
-from featdepth.prediction.frames import load_photo
-from featdepth.prediction.inputs import Source
-from featdepth.prediction.outputs import Settings
-from featdepth.refine import refine_stream
-from featdepth.trajectory_files import read_trajectory
+from featdepth.odometry.egomotion import chain_motions, predict_motions
+from featdepth.odometry.trajectory_files import read_trajectory
+from featdepth.predict import __main__ as predict
+from featdepth.predict import outputs
+from featdepth.predict.frames import load_photo
+from featdepth.predict.outputs import Settings
+from featdepth.predict.sources import Source
 
 SIZE = (50, 81)  # height, width of the frames: another than the model's
 FRAMES = 5

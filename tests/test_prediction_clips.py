@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from featdepth.prediction.clip_outputs import MOST_QUEUED, ClipOutputs, Fed, PageFrames, reduced
-from featdepth.prediction.frames import Frame
-from featdepth.prediction.inputs import Source
-from featdepth.prediction.outputs import Saved, Settings
-from featdepth.prediction.page import MOST_FRAMES
-from featdepth.prediction.point_cloud import depth_to_points
-from featdepth.trajectory_files import read_trajectory
+from featdepth.odometry.trajectory_files import read_trajectory
+from featdepth.predict.clip_outputs import MOST_QUEUED, ClipOutputs, Fed, PageFrames, reduced
+from featdepth.predict.frames import Frame
+from featdepth.predict.outputs import Saved, Settings
+from featdepth.predict.page import MOST_FRAMES
+from featdepth.predict.point_cloud import depth_to_points
+from featdepth.predict.sources import Source
 
 
 def saved_frame(index: int, size: tuple[int, int] = (6, 8)) -> Saved:

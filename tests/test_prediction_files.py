@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featdepth.data.films import read_pictures
 from featdepth.data.images import load_depth_image
-from featdepth.prediction.depth_files import encode_depth, write_depth_npz, write_depth_png, write_depth_tiff
-from featdepth.prediction.pictures import (
+from featdepth.predict.depth_files import encode_depth, write_depth_npz, write_depth_png, write_depth_tiff
+from featdepth.predict.depth_pictures import (
     NARROWEST,
     SMALLEST_BAR,
     TABLE,
@@ -21,9 +22,8 @@ from featdepth.prediction.pictures import (
     nearest_depth,
     round_depths,
 )
-from featdepth.prediction.side_by_side import RANGED_FRAMES, Places, rate_of, write_side_by_side
+from featdepth.predict.side_by_side import RANGED_FRAMES, Places, rate_of, write_side_by_side
 from featdepth.scale import METRES, RELATIVE
-from featdepth.video.reading import read_pictures
 
 needs_pyav = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
 

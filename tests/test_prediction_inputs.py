@@ -13,9 +13,9 @@ from tiny_models import tiny_config
 
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth
-from featdepth.prediction.cameras import Cameras, learned_intrinsics
-from featdepth.prediction.frames import LONGEST_VIEW, load_photo, resize, view_size
-from featdepth.prediction.inputs import find_inputs, list_sources, name_inputs
+from featdepth.predict.frames import LONGEST_VIEW, load_photo, resize, view_size
+from featdepth.predict.intrinsics import Cameras, learned_intrinsics
+from featdepth.predict.sources import find_inputs, list_sources, name_inputs
 
 KITTI_CALIBRATION = "P2: 700 0 320.5 0 0 710 120.5 0 0 0 1 0\nP3: 701 0 320.5 0 0 710 120.5 0 0 0 1 0\n"
 

@@ -13,11 +13,11 @@ from conftest import Result, call_program, succeeded
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 
-from featdepth import predict
+from featdepth.cameras.intrinsics_files import field_of_view_intrinsics
 from featdepth.geometry import invert_intrinsics, pixel_grid
-from featdepth.intrinsics_files import field_of_view_intrinsics
 from featdepth.models import FeatDepth
-from featdepth.trajectory_files import read_trajectory
+from featdepth.odometry.trajectory_files import read_trajectory
+from featdepth.predict import __main__ as predict
 
 FIELD = ("--field-of-view", 80)
 

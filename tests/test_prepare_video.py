@@ -19,13 +19,13 @@ from conftest import REPOSITORY, call_program, run_program_process, succeeded
 from drive_writer import render_drive
 from PIL import Image, ImageFilter
 
-from featdepth import prepare_video
+from featdepth.cameras.lenses import Lens, remap, undistort_points
+from featdepth.data.films import read_pictures
 from featdepth.data.listing import list_images
-from featdepth.lenses import Lens, remap, undistort_points
-from featdepth.video import record
-from featdepth.video.reading import read_pictures
-from featdepth.video.selection import sharpness
-from featdepth.video.speed import odometer, read_speeds
+from featdepth.prepare_video import __main__ as prepare_video
+from featdepth.prepare_video import record
+from featdepth.prepare_video.frame_choice import sharpness
+from featdepth.prepare_video.speed import odometer, read_speeds
 
 HEIGHT, WIDTH = 96, 144
 RATE = 10  # frames a second
@@ -225,7 +225,7 @@ def test_the_ffmpeg_program_reads_the_same_frames(tmp_path: Path, monkeypatch: p
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ffmpeg").symlink_to(ffmpeg_program())
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr("featdepth.video.reading.video_reader", lambda: "ffmpeg")
+    monkeypatch.setattr("featdepth.data.films.video_reader", lambda: "ffmpeg")
     with_ffmpeg = list(read_pictures(video, 2))
     assert len(with_pyav) == 6 and len(with_ffmpeg) == 4
     for one, other in zip(with_pyav[2:], with_ffmpeg, strict=True):

@@ -8,8 +8,8 @@ import sys
 import pytest
 from conftest import REPOSITORY, program_environment
 
-from featdepth import progress
-from featdepth.progress import Display, watched
+from featdepth import console as progress
+from featdepth.console import Display, watched
 
 
 class Clock:

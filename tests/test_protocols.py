@@ -9,7 +9,7 @@ from conftest import call_program, succeeded
 
 import evaluate
 from featdepth.config import Config, Data, Evaluate, load_config
-from featdepth.config_checks import KINDS
+from featdepth.config.checks import KINDS
 from featdepth.errors import InputError
 from featdepth.metrics.protocols import CITYSCAPES_CUT, Protocol, describe_protocol, protocol_of
 

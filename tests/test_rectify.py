@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from euroc_tree import LENSES, MOUNTS
 
+from featdepth.cameras.lenses import Lens, distort, undistortion_map
+from featdepth.cameras.rectify import RectifiedPair, rectify
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
-from featdepth.lenses import Lens, distort, undistortion_map
-from featdepth.rectify import RectifiedPair, rectify
 
 RIGHT_FROM_LEFT = np.linalg.inv(MOUNTS[1]) @ MOUNTS[0]
 IDEAL = Lens("pinhole", np.array([[90.0, 0, 47.5], [0, 90, 31.5], [0, 0, 1]]), (), (64, 96))

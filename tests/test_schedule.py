@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from featdepth.circumstances import differences
 from featdepth.config import Schedule
-from featdepth.schedule import fitted, learning_rate, notes, window_size
+from featdepth.training.conditions import differences
+from featdepth.training.schedule import fitted, learning_rate, notes, window_size
 
 LR = 1e-4
 SAMPLES, BATCH = 240, 4

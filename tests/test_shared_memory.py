@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 
 import evaluate
 import train
-from featdepth import predict, shared_memory
 from featdepth.config import Config, Data, load_config
 from featdepth.data import build_dataset
 from featdepth.errors import InputError, explain_loss
-from featdepth.shared_memory import check_shared_memory, sample_bytes
+from featdepth.parallel import shared_memory
+from featdepth.parallel.shared_memory import check_shared_memory, sample_bytes
+from featdepth.predict import __main__ as predict
 
 MIB = 1 << 20
 

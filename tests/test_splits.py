@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from kitti_tree import drive_name, make_config, write_list
 
-from featdepth.config_checks import KINDS
+from featdepth.config.checks import KINDS
 from featdepth.data import check_leakage, leaked_drives
 from featdepth.data.kinds import DATASETS
-from featdepth.data.kitti_eigen import eigen_split, eigen_test_samples
-from featdepth.data.kitti_raw import KittiRaw
+from featdepth.data.kitti.eigen import eigen_split, eigen_test_samples
+from featdepth.data.kitti.raw import KittiRaw
 from featdepth.data.splits import SEQUENCES, Sample, held_out_drives, parse_sample, read_list, seen_again
 from featdepth.errors import InputError
 

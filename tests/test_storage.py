@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from tiny_models import OBJECTIVES, tiny_batch, tiny_config, tiny_model
 
 from featdepth.errors import InputError
-from featdepth.models import FeatDepth, storage
+from featdepth.models import FeatDepth
+from featdepth.models.saved import storage
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from featdepth.data.calibration import Calibration
-from featdepth.data.ground_truth import lidar_depth, read_scan
+from featdepth.data.kitti.calibration import Calibration
+from featdepth.data.kitti.ground_truth import lidar_depth, read_scan
+from featdepth.data.street.render import Painter, pulses
 from featdepth.data.synthetic import Drive, Street, drive_parts, render_frame, write_street
-from featdepth.data.synthetic_render import Painter, pulses
 from featdepth.errors import InputError
 
 SMALL = {"drives": 4, "frames": 5, "height": 48, "width": 160, "seed": 3}

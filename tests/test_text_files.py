@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featdepth.clips import read_record
+from featdepth.cameras.intrinsics_files import read_intrinsics
 from featdepth.config import load_config
-from featdepth.data.calibration import read_rows
-from featdepth.data.cityscapes import read_record as read_cityscapes
-from featdepth.data.cityscapes import read_timestamp
-from featdepth.data.eth3d import read_lines
-from featdepth.data.euroc_files import read_images, read_sensor
+from featdepth.data.kitti.calibration import read_rows
+from featdepth.data.kitti.oxts import read_speed, read_times
 from featdepth.data.listing import read_matrix, read_numbers
-from featdepth.data.oxts import read_speed, read_times
-from featdepth.data.seven_scenes import split_drives
+from featdepth.data.sets.cityscapes import read_record as read_cityscapes
+from featdepth.data.sets.cityscapes import read_timestamp
+from featdepth.data.sets.clips import read_record
+from featdepth.data.sets.eth3d import read_lines
+from featdepth.data.sets.euroc_files import read_images, read_sensor
+from featdepth.data.sets.seven_scenes import split_drives
+from featdepth.data.sets.tum_rgbd import read_file_list
 from featdepth.data.splits import read_list
-from featdepth.data.tum_rgbd import read_file_list
 from featdepth.errors import InputError
-from featdepth.intrinsics_files import read_intrinsics
-from featdepth.trajectory_files import read_trajectory
-from featdepth.video.speed import read_speeds
+from featdepth.odometry.trajectory_files import read_trajectory
+from featdepth.prepare_video.speed import read_speeds
 
 POSE = "1 0 0 0 0 1 0 0 0 0 1 0\n"
 RIG = "P0: 700 0 600 0 0 700 180 0 0 0 1 0\nP1: 800 0 600 -400 0 800 180 0 0 0 1 0\n"

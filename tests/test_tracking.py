@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_batch, tiny_config, tiny_model
 
 from featdepth.errors import InputError
-from featdepth.tracking import (
+from featdepth.training.journal import (
     DEPTH_COLOURS,
     IntervalLog,
     MetricsFile,
@@ -129,7 +129,7 @@ def test_an_interval_starts_afresh_after_it_was_closed():
 
 def test_the_time_spent_waiting_for_data_is_a_share_of_the_interval(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("featdepth.tracking.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("featdepth.training.journal.time.perf_counter", lambda: now[0])
     log = IntervalLog(Accelerator(cpu=True))
     now[0] += 8.0
     add(log, [1.0, 1.0], [0.0, 0.0], waited=1.5)

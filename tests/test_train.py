@@ -29,11 +29,11 @@ from safetensors.torch import load_file
 from torch.utils.data import default_collate
 
 import train
-from featdepth.checkpoint import checkpoints
 from featdepth.config import load_config
 from featdepth.data import augment, build_dataset
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
+from featdepth.training.checkpoint import checkpoints
 
 
 class TestOneProcess:
@@ -276,9 +276,9 @@ import torch
 from accelerate.utils import gather_object
 from featdepth.config import load_config
 from featdepth.data import build_dataset
-from featdepth.run import make_accelerator
-from featdepth.tracking import IntervalLog
-from featdepth.validation import gather_values
+from featdepth.training.run_directory import make_accelerator
+from featdepth.training.journal import IntervalLog
+from featdepth.training.validation import gather_values
 from train import make_loader
 
 config = load_config(sys.argv[1], ["data.skip_bad_frames=true"])

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featdepth.data.trajectory import poses_from_quaternions
 from featdepth.errors import InputError
+from featdepth.odometry.interpolate import poses_from_quaternions
+from featdepth.odometry.trajectory_files import read_kitti, read_trajectory, read_tum, write_kitti, write_tum
 from featdepth.score_trajectory import associate
-from featdepth.trajectory_files import read_kitti, read_trajectory, read_tum, write_kitti, write_tum
 
 HALF = "0.5 0.5 0.5 0.5"
 IDENTITY = "1 0 0 0 0 1 0 0 0 0 1 0"

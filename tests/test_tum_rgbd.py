@@ -12,7 +12,7 @@ from tree_writers import START, quaternion_of, text_of, write_image, write_tum_r
 
 from featdepth.config import Config
 from featdepth.data import build_dataset
-from featdepth.data.tum_rgbd import CAMERAS
+from featdepth.data.sets.tum_rgbd import CAMERAS
 from featdepth.errors import InputError
 
 FRAMES = 5

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from featdepth import matching
 from featdepth.data.synthetic import Drive, Frame, Street, render_frame
 from featdepth.geometry import pose_from_vector
-from featdepth.two_view import (
+from featdepth.two_view import matching
+from featdepth.two_view.relative_pose import (
     Matches,
     focal_from_matches,
     fundamental,

@@ -13,12 +13,12 @@ from conftest import call_program, succeeded
 from drive_writer import render_drive
 from PIL import Image
 
-from featdepth import prepare_video
 from featdepth.config import Config
 from featdepth.data import build_dataset
-from featdepth.data.sequences import time_parts
+from featdepth.data.sets.sequences import time_parts
 from featdepth.errors import InputError
-from featdepth.video.record import write_json
+from featdepth.prepare_video import __main__ as prepare_video
+from featdepth.prepare_video.record import write_json
 
 HEIGHT, WIDTH = 96, 144
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featdepth.config import parse_override
-from featdepth.config_values import override
+from featdepth.config.values import override
 from featdepth.wording import command, count
 
 

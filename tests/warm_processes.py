@@ -18,7 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-PRELOADED = ["torch._dynamo", "train", "evaluate", "featdepth.predict", "featdepth.doctor", "featdepth.export"]
+PRELOADED = ["torch._dynamo", "train", "evaluate", "featdepth.predict.__main__"]
+PRELOADED += ["featdepth.doctor.__main__", "featdepth.export.__main__"]
 LAUNCHER_NAMES = {"--dynamo_backend": "ACCELERATE_DYNAMO_BACKEND", "--mixed_precision": "ACCELERATE_MIXED_PRECISION"}
 PATIENCE = 30  # seconds that a process has to notice that another has failed, before it is ended
 

@@ -22,10 +22,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from featdepth.config import Config, load_config, parse_arguments
+from featdepth.console import watched
 from featdepth.data import build_dataset
-from featdepth.data.dataset import SKIPPING_ADVICE
-from featdepth.data.frame_cache import FrameCache
-from featdepth.data.shards import (
+from featdepth.data.cached.frame_cache import FrameCache
+from featdepth.data.cached.shards import (
     Source,
     identify,
     is_current,
@@ -36,8 +36,8 @@ from featdepth.data.shards import (
     size_folders,
     used_bytes,
 )
+from featdepth.data.dataset import SKIPPING_ADVICE
 from featdepth.errors import InputError, run_program
-from featdepth.progress import watched
 from featdepth.wording import count
 
 PARTS = ("train", "validation")

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from featdepth.cameras.intrinsics_files import field_of_view_intrinsics
 from featdepth.data.baselines import check_stereo_pose
-from featdepth.data.frame_cache import FrameCache
+from featdepth.data.cached.frame_cache import FrameCache
 from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
 from featdepth.data.selection import count_unknown, moving_samples
 from featdepth.data.splits import FOLDERS, Naming, Sample, list_file, read_list
 from featdepth.errors import InputError
 from featdepth.geometry import crop_intrinsics, resize_intrinsics
-from featdepth.intrinsics_files import field_of_view_intrinsics
 from featdepth.wording import count
 
 if TYPE_CHECKING:

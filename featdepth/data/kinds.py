@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featdepth.data.cityscapes import Cityscapes
 from featdepth.data.dataset import FrameDataset
-from featdepth.data.eth3d import Eth3d
-from featdepth.data.euroc import Euroc
-from featdepth.data.kitti_odometry import KittiOdometry
-from featdepth.data.kitti_raw import KittiRaw
-from featdepth.data.seven_scenes import SevenScenes
-from featdepth.data.tum_rgbd import TumRgbd
-from featdepth.data.video import Video
+from featdepth.data.kitti.odometry import KittiOdometry
+from featdepth.data.kitti.raw import KittiRaw
+from featdepth.data.sets.cityscapes import Cityscapes
+from featdepth.data.sets.eth3d import Eth3d
+from featdepth.data.sets.euroc import Euroc
+from featdepth.data.sets.seven_scenes import SevenScenes
+from featdepth.data.sets.tum_rgbd import TumRgbd
+from featdepth.data.sets.video import Video
 from featdepth.errors import InputError
 
 if TYPE_CHECKING:

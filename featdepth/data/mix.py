@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featdepth.config import Config, load_config
-from featdepth.config_checks import check_config
+from featdepth.config.checks import check_config
 from featdepth.data.kinds import kind_of
 from featdepth.data.splits import check_leakage, frame_range, is_among, part_drives
 from featdepth.errors import InputError

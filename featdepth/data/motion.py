@@ -23,14 +23,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from featdepth.config import Config, load_config, parse_arguments
+from featdepth.console import Display
 from featdepth.data import build_dataset
 from featdepth.data.dataset import SKIPPING_ADVICE, FrameDataset
 from featdepth.data.mix import mixed_configs
 from featdepth.data.selection import MotionRecord, Pair, pairs_of, smallest_distance, smallest_motion
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
-from featdepth.matching import Features, find_features, match_features, motion
-from featdepth.progress import Display
+from featdepth.two_view.matching import Features, find_features, match_features, motion
 from featdepth.wording import count
 
 MEASURED_WIDTH = 320  # pixels: motion is measured at no more than this

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featdepth.data.frame_cache import digest_of
-from featdepth.data.ground_truth import default_cache_folder
-from featdepth.data.shards import identify, size_folder
+from featdepth.data.cached.frame_cache import digest_of
+from featdepth.data.cached.shards import identify, size_folder
+from featdepth.data.kitti.ground_truth import default_cache_folder
 from featdepth.errors import InputError
 from featdepth.files import locked, read_bytes
 from featdepth.wording import count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from featdepth.config_checks import SMALLEST_SIDE, STRIDE
+from featdepth.config.checks import SMALLEST_SIDE, STRIDE
 
 if TYPE_CHECKING:
     from featdepth.data.dataset import FrameDataset

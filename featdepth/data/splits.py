@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from featdepth.config_checks import BUILT_IN_SPLITS
+from featdepth.config.checks import BUILT_IN_SPLITS
 from featdepth.errors import InputError
 from featdepth.files import read_text
 

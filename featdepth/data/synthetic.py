@@ -23,17 +23,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from featdepth.config_values import shown
+from featdepth.config.values import shown
+from featdepth.console import Display
 from featdepth.data.images import KITTI_DEPTH_UNITS
-from featdepth.data.synthetic_kitti import DATES, INTERVAL, OXTS_FIELDS, Rig, oxts_line, timestamps
-from featdepth.data.synthetic_look import LOOKS, change_look
-from featdepth.data.synthetic_rays import camera_rays, cast, scanner_rays
-from featdepth.data.synthetic_render import Painter
-from featdepth.data.synthetic_scene import Solids
-from featdepth.data.synthetic_street import KINDS, build_street
+from featdepth.data.street.kitti_formats import DATES, INTERVAL, OXTS_FIELDS, Rig, oxts_line, timestamps
+from featdepth.data.street.layout import KINDS, build_street
+from featdepth.data.street.look import LOOKS, change_look
+from featdepth.data.street.rays import camera_rays, cast, scanner_rays
+from featdepth.data.street.render import Painter
+from featdepth.data.street.scene import Solids
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_json, write_text
-from featdepth.progress import Display
 from featdepth.wording import count
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
@@ -63,7 +63,7 @@ class Street:
         0.0  # degrees a frame by which every drive turns, or more, in a third of its frames; 0: no such rule
     )
 
-    look: str = "default"  # or "other": see featdepth.data.synthetic_look
+    look: str = "default"  # or "other": see featdepth.data.street.look
 
     def __post_init__(self) -> None:
         if self.look not in LOOKS:

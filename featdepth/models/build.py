@@ -8,10 +8,10 @@ from torch import Tensor
 
 from featdepth.config import Config, Model
 from featdepth.errors import InputError
-from featdepth.models.cameras import LearnedIntrinsics
 from featdepth.models.encoders import ResNetEncoder, ResNetStem, load_imagenet
 from featdepth.models.featdepth import FeatDepth
-from featdepth.models.storage import load_strictly, read_camera_names, read_model_directory, read_record
+from featdepth.models.learned_intrinsics import LearnedIntrinsics
+from featdepth.models.saved.storage import load_strictly, read_camera_names, read_model_directory, read_record
 from featdepth.scale import INHERITED, scale_of_training
 
 

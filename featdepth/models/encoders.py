@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from featdepth.errors import InputError
 from featdepth.models.recompute import Segmented
-from featdepth.torch_files import read_torch_file, state_of
+from featdepth.models.saved.torch_files import read_torch_file, state_of
 
 
 class ResNetStem(Segmented):

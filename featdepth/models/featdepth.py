@@ -17,16 +17,16 @@ from torch.nn import functional
 
 from featdepth import geometry
 from featdepth.config import Config, Model, from_dict
-from featdepth.config_checks import check_config
-from featdepth.config_values import shown
+from featdepth.config.checks import check_config
+from featdepth.config.values import shown
 from featdepth.errors import InputError
-from featdepth.models.cameras import LearnedIntrinsics
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
 from featdepth.models.inputs import as_given, as_images, in_evaluation_mode, resized
-from featdepth.models.model_card import LIBRARY, TAGS, model_card, read_scores
+from featdepth.models.learned_intrinsics import LearnedIntrinsics
 from featdepth.models.recompute import Segmented
-from featdepth.models.storage import (
+from featdepth.models.saved.model_card import LIBRARY, TAGS, model_card, read_scores
+from featdepth.models.saved.storage import (
     CONFIG_FILE,
     check_fit,
     hub_reason,
@@ -35,8 +35,8 @@ from featdepth.models.storage import (
     read_record,
     write_model_directory,
 )
+from featdepth.models.saved.verdict import CHECK
 from featdepth.scale import GIVEN, STEREO, Scale
-from featdepth.verdict import CHECK
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -252,7 +252,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         """Note how the weights came about, for the model's card.
 
         configuration: all sections; kinds: of the data, see `data.kind`; transductive: the training data are the test
-        data, see `featdepth.refine`.
+        data, see `featdepth.evaluation.refinement`.
         """
         self.training_record |= {"configuration": configuration, "transductive": transductive}
         self.record_kinds(kinds)
@@ -262,7 +262,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         self.training_record["validation"] = {name: value for name, value in scores.items() if math.isfinite(value)}
 
     def record_check(self, check: dict[str, float | int | str] | None) -> None:
-        """Note whether the weights have learned anything: the verdict of `featdepth.learned_check`."""
+        """Note whether the weights have learned anything: the verdict of `featdepth.training.learned_check`."""
         if check is not None:
             self.training_record[CHECK] = check
 

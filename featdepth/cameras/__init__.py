@@ -1,0 +1,1 @@
+"""Cameras: lenses, rectification, and intrinsics from the files of other programs."""

@@ -1,0 +1,1 @@
+"""KITTI: the raw recordings, the odometry benchmark, calibration, laser scans, inertial data."""

@@ -1,0 +1,1 @@
+"""The other data sets, each a file, and own video."""

@@ -1,0 +1,1 @@
+"""The synthetic street that `featdepth.data.synthetic` writes."""

@@ -1,0 +1,1 @@
+"""What an evaluation does: scoring, reports, cards, refinement."""

@@ -1,0 +1,247 @@
+"""Refinement at test time: a trained model goes on learning from the very images that it is asked about.
+
+Two kinds that must not be mixed up. *Transductive*, the published "online refinement": `train.py` with
+`configs/kitti_refine.yaml` sees all test images before it predicts any. *Causal*, here: a model that follows a stream
+predicts each frame first and learns from it afterwards, and begins every clip with the weights that it was trained to.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from featdepth.config import Config, Loss
+from featdepth.console import Display
+from featdepth.data.dataset import STEREO, FrameDataset
+from featdepth.data.kinds import kind_of
+from featdepth.data.splits import Sample, is_among, part_drives
+from featdepth.errors import InputError
+from featdepth.geometry import resize_intrinsics
+from featdepth.metrics.depth import DepthScores, mean_scores
+from featdepth.models import FeatDepth
+from featdepth.models.inputs import resized
+from featdepth.objective import compute_losses
+from featdepth.training.validation import predict_disparity, score_prediction
+
+# Learning rates of the depth network. Two cameras at known places, at one moment, teach reliably. With one, depth can
+# be no better than the motion that the pose network guesses, so that has to learn faster, by a factor.
+STEREO_RATE, MONOCULAR_RATE = 1e-4, 1e-5
+POSE_FACTOR = 20
+LOSS = Loss(automask=True)  # what stands still or drives ahead at our own speed would be pushed to infinity
+
+
+class Refiner:
+    """A model that adapts to a stream of frames.
+
+    model: the adapted copy, in evaluation mode, to predict with; the given one stays as it is, and where `reset` goes
+    back to. Batch statistics stay those of training; depth and pose networks learn, by Adam. The objective is that of
+    training without features: photometric error and smoothness. A stereo stream learns the metres of its baseline; with
+    one camera nothing but the weights holds the scale, which may drift (docs/refinement.md has figures).
+
+    Raises InputError for a model that has no depth.
+    """
+
+    def __init__(self, model: FeatDepth, steps: int = 1, learning_rate: float | None = None) -> None:
+        """steps: of gradient descent a frame; learning_rate: of the depth network (STEREO_RATE or MONOCULAR_RATE)."""
+        if not model.has_depth:
+            raise InputError(f"refinement: objective {model.settings.objective} predicts no depth")
+        self.original, self.steps, self.learning_rate = model, steps, learning_rate
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new clip: the original weights, no memory of frames or gradients."""
+        self.model = copy.deepcopy(self.original).eval().requires_grad_(False)
+        # The features' networks would be run for nothing, and intrinsics are given.
+        self.model.settings = dataclasses.replace(self.model.settings, objective="photometric")
+        self.model.cameras = None
+        groups = []
+        for kind, factor in (("depth_", 1), ("pose_", POSE_FACTOR)):
+            networks = [network for name, network in self.model.named_children() if name.startswith(kind)]
+            parameters = [each for network in networks for each in network.requires_grad_(True).parameters()]
+            groups += [{"params": parameters, "factor": factor}] if parameters else []
+        self.optimizer = torch.optim.Adam(groups)
+        self.past: list[Tensor] = []  # at most two frames
+
+    def learn(
+        self, image: Tensor, intrinsics: Tensor, other: Tensor | None = None, stereo_pose: Tensor | None = None
+    ) -> None:
+        """Adapt to the frame that was predicted last.
+
+        image: `[3, H, W]` in [0, 1], of any size; intrinsics: `[3, 3]`, pixels of that size; other: the other camera's
+        image at the same time, with stereo_pose other_from_image `[4, 4]` in metres. With it, the image is explained
+        from the other one; without, the frame before it from both of its neighbours, of which one shows what the other
+        hides. Where these are not there yet, or the model has learned no motion, nothing happens. Raises InputError for
+        another camera where the model knows no metres.
+        """
+        if other is not None and self.model.settings.metres_per_unit is None:
+            raise InputError("refinement: a model that is up to scale has no use for a stereo baseline; give one image")
+        size = (self.model.height, self.model.width)
+        device = self.model.depth_encoder.conv1.weight.device
+        image, intrinsics = resized(image[None].to(device), size)[0], scaled(intrinsics.to(device), image, size)
+        if other is not None:
+            self.model.frames = [0, STEREO]
+            images = [image, resized(other[None].to(device), size)[0]]
+            self.descend(images, intrinsics, STEREO_RATE, stereo_pose.to(device))
+        elif len(self.past) == 2 and hasattr(self.model, "pose_decoder"):
+            self.model.frames = [0, -1, 1]
+            self.descend([self.past[1], self.past[0], image], intrinsics, MONOCULAR_RATE)
+        self.past = [*self.past[-1:], image]
+
+    def descend(
+        self, images: Sequence[Tensor], intrinsics: Tensor, rate: float, stereo_pose: Tensor | None = None
+    ) -> None:
+        """`steps` steps of gradient descent on target and sources, each `[3, H, W]` at the model's size."""
+        frames = torch.stack(list(images))[None]
+        batch = {"images": frames, "augmented": frames, "intrinsics": intrinsics[None]}
+        if stereo_pose is not None:
+            batch["stereo_pose"] = stereo_pose[None]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["factor"] * (rate if self.learning_rate is None else self.learning_rate)
+        config = Config(model=self.model.settings, loss=LOSS)
+        for _ in range(self.steps):
+            losses = compute_losses(self.model(batch), batch, config)
+            loss = torch.stack(list(losses.values())).sum()
+            if not loss.isfinite():
+                raise InputError("refinement: the loss is not finite any more; lower the learning rate")
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+
+def scaled(intrinsics: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Intrinsics `[3, 3]` of `image` `[3, H, W]`, as they are at `size`."""
+    return resize_intrinsics(intrinsics, tuple(image.shape[-2:]), size)
+
+
+def refine_stream(
+    model: FeatDepth,
+    frames: Iterable[Tensor],
+    intrinsics: Tensor,
+    steps: int = 1,
+    learning_rate: float | None = None,
+) -> Iterator[Tensor]:
+    """Depth `[1, H, W]` of each frame of one clip, from weights adapted to the frames before it.
+
+    frames: `[3, H, W]` in [0, 1], in order, of any one size; intrinsics: `[3, 3]`, pixels of that size. Depth is in
+    metres where the model knows them. The same frames give the same depth on the same device.
+    """
+    refiner, previous = Refiner(model, steps, learning_rate), None
+    for frame in frames:
+        # Only now, so that no step is taken after the last frame.
+        if previous is not None:
+            refiner.learn(previous, intrinsics)
+        yield refiner.model.predict_depth(frame)
+        previous = frame
+
+
+def evaluate_refinement(
+    model: FeatDepth, dataset: FrameDataset, config: Config, steps: int = 1, learning_rate: float | None = None
+) -> dict:
+    """Scores of a test part with and without causal refinement, its gain and its cost: for a card or a benchmark.
+
+    dataset: samples with ground truth, of frames [0], or [0, "s"] to refine from both cameras. A clip is a drive from
+    its first sample to its last, with the frames between, as far as none is missing; refinement begins anew with each.
+    Only samples are scored. Speeds count prediction and learning, not the reading of files.
+    """
+    device = next(model.parameters()).device
+    scores: dict[str, list[DepthScores]] = {"without": [], "with": []}
+    seconds, clips = {"without": 0.0, "with": 0.0}, []
+    refiner, scored = Refiner(model, steps, learning_rate), set(dataset.samples)
+    all_clips = list(clips_of(dataset))
+    display = Display("refinement", sum(map(len, all_clips)), "frames")
+    for clip in all_clips:
+        refiner.reset()
+        first = len(scores["with"])
+        for sample in clip:
+            item = {name: value.to(device) for name, value in dataset.load(sample).items()}
+            images = item["images"].float() / 255
+            batch = {"images": images[None, :1], "depth": item["depth"][None], "depth_size": item["depth_size"][None]}
+            for name, network in (("without", model), ("with", refiner.model)):
+                started = now(device)
+                with torch.no_grad():
+                    disparity = predict_disparity(network, batch, config)
+                seconds[name] += now(device) - started
+                if sample in scored:
+                    unit = model.settings.metres_per_unit
+                    scores[name].append(score_prediction(network, disparity, batch, config, unit))
+            started = now(device)
+            refiner.learn(images[0], item["intrinsics"], *other_camera(images, item))
+            seconds["with"] += now(device) - started
+            display.update()
+        part = {name: means(each[first:]) for name, each in scores.items()}
+        clips.append({"drive": clip[0].drive, "side": clip[0].side, "frames": len(clip), **part})
+    display.close()
+    frames = sum(clip["frames"] for clip in clips)
+    stereo = STEREO in dataset.frames
+    rate = learning_rate or (STEREO_RATE if stereo else MONOCULAR_RATE)
+    result: dict = {"kind": "causal", "steps": steps, "learning_rate": rate, "stereo": stereo}
+    result |= {"images": len(scores["with"]), "frames": frames}
+    for name, each in scores.items():
+        result[name] = means(each) | {"frames_per_second": frames / seconds[name]}
+    return result | {"gain": gain(result["without"], result["with"]), "clips": clips}
+
+
+def other_camera(images: Tensor, item: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """The other camera's image and its pose, where the sample has them."""
+    return (images[1], item["stereo_pose"]) if len(images) > 1 else (None, None)
+
+
+def clips_of(dataset: FrameDataset) -> list[list[Sample]]:
+    """The frames of each drive and camera from the first sample to the last; a missing frame ends a clip."""
+    clips = []
+    for (drive, side), group in groupby(sorted(dataset.samples, key=drive_order), lambda each: (each.drive, each.side)):
+        samples = list(group)
+        clips.append([])
+        for frame in range(samples[0].frame, samples[-1].frame + 1):
+            sample = Sample(drive, frame, side)
+            if all(dataset.image_path(sample, source) for source in dataset.frames):
+                clips[-1].append(sample)
+            elif clips[-1]:
+                clips.append([])
+    return clips
+
+
+def drive_order(sample: Sample) -> tuple[str, str, int]:
+    return sample.drive, sample.side, sample.frame
+
+
+def means(scores: Sequence[DepthScores]) -> dict[str, dict[str, float] | None]:
+    """Mean scores over images, median-scaled and at fixed scale (None where the scale is unknown)."""
+    if not scores:
+        return {"median_scaled": None, "fixed_scale": None}
+    pixels = torch.cat([each.pixels for each in scores])
+    fixed = torch.cat([each.fixed_scale for each in scores])
+    return {
+        "median_scaled": mean_scores(torch.cat([each.median_scaled for each in scores]), pixels),
+        "fixed_scale": None if fixed[pixels > 0].isnan().all() else mean_scores(fixed, pixels),
+    }
+
+
+def gain(without: dict, refined: dict) -> dict[str, float | None]:
+    """By how much refinement lowers abs_rel (negative: it raises it), median-scaled and at fixed scale."""
+    return {
+        name: without[name]["abs_rel"] - refined[name]["abs_rel"] if without[name] and refined[name] else None
+        for name in ("median_scaled", "fixed_scale")
+    }
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when all that was left to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def is_transductive(config: Config, recordings: Sequence[str]) -> bool:
+    """Whether a training goes on from another model and sees nothing but drives that it is tested on.
+
+    recordings: of the training data. That is the published "online refinement": it sees all test images at once.
+    """
+    tested = part_drives(config, "test", kind_of(config))
+    return config.model.init is not None and all(is_among(name, tested) for name in recordings)

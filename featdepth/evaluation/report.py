@@ -1,0 +1,135 @@
+"""What an evaluation reports: the content of metrics.json and per_image.csv, and tables for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from featdepth.config import Config
+from featdepth.errors import InputError
+from featdepth.evaluation.cards.content import Results, headline, scale_ratio
+from featdepth.files import write_text
+from featdepth.metrics.breakdown import DETAILS
+from featdepth.metrics.depth import METRICS, mean_scores
+from featdepth.metrics.protocols import describe_protocol, protocol_of
+from featdepth.scale import CAMERA_HEIGHT
+from featdepth.wording import count
+
+PREDICTORS = ("median_scaled", "fixed_scale", "constant_depth", "pixel_median", "pixel_median_fixed_scale")
+TITLES = (
+    "model, median-scaled",
+    "model, fixed scale (metres)",
+    "constant depth, median-scaled",
+    "per-pixel median, median-scaled",
+    "per-pixel median, fixed scale (metres)",
+)
+
+
+def summarise(results: Results, config: Config) -> dict:
+    """Means over all images, which have ground truth: the content of metrics.json. InputError where there is none."""
+    flip = headline(config)
+    result: dict = {
+        "protocol": config.evaluate.protocol,
+        **protocol_of(config)._asdict(),
+        "flip": config.evaluate.flip,
+        "images": len(results.samples),
+    }
+    if not results.samples:
+        raise InputError("no test image has ground truth inside the crop and below the cap; see evaluate.crop and .cap")
+    for name in PREDICTORS:
+        rows = torch.from_numpy(results.table[f"{name}.{flip}" if name in PREDICTORS[:2] else name])
+        result[name] = None if rows.isnan().all() else mean_scores(rows, torch.ones(len(rows)))
+    return result | {"scale_ratio": scale_ratio(results.table[f"ratio.{flip}"])}
+
+
+def summarise_loss(losses: dict[str, np.ndarray], missing: str) -> dict:
+    """The content of metrics.json where ground truth is missing: no scores, but the loss and its terms.
+
+    losses: terms of the loss of each image, `[N]` by name; missing: what is missing, in words.
+    """
+    terms = {name: float(values.mean()) for name, values in losses.items()}
+    images = len(next(iter(losses.values())))
+    result = {"no_ground_truth": missing, "images": images, "loss": sum(terms.values()), "terms": terms}
+    return result | dict.fromkeys((*PREDICTORS, "scale_ratio"))
+
+
+def write_results(out: Path, result: dict, images: str | None = None) -> None:
+    """`metrics.json`, and `per_image.csv` if `images` has its text, each written whole. Raises InputError."""
+    try:
+        write_text(out / "metrics.json", json.dumps(result, indent=2) + "\n")
+        if images is not None:
+            write_text(out / "per_image.csv", images)
+    except OSError as error:
+        raise InputError(f"{out}: the results cannot be written ({error.strerror}); choose another --out") from error
+
+
+def image_rows(results: Results, config: Config) -> str:
+    """The content of per_image.csv: scores, median-scaled and at fixed scale, of each image, and its details."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    flip, table = headline(config), results.table
+    metric_names = [f"{name}_{metric}" for name in PREDICTORS[:2] for metric in METRICS]
+    writer.writerow(["image", *metric_names, "scale_ratio", "pixels", *DETAILS])
+    numbers = np.column_stack([table[f"{name}.{flip}"] for name in PREDICTORS[:2]] + [table[f"ratio.{flip}"]])
+    pixels = table["pixels"].astype(int)
+    for place, sample in enumerate(results.samples):
+        details = ["" if np.isnan(value) else value for value in table["details"][place, : len(DETAILS)].tolist()]
+        writer.writerow([sample, *numbers[place].tolist(), pixels[place], *details])
+    return text.getvalue()
+
+
+def format_table(result: dict) -> str:
+    """The scores as a table for people."""
+    flip = ", flip post-processing" if result["flip"] else ""
+    lines = [
+        f"\n{count(result['images'], 'image')}, protocol {result['protocol']}, {describe_protocol(result)}{flip}",
+        f"{'':<40}" + "".join(f"{name:>10}" for name in METRICS),
+    ]
+    for name, title in zip(PREDICTORS, TITLES, strict=True):
+        if name == "fixed_scale" and result["scale_source"] == CAMERA_HEIGHT:
+            title = f"model, scale from {CAMERA_HEIGHT}"
+        if result[name] is not None:
+            lines.append(f"{title:<40}" + "".join(f"{result[name][metric]:>10.4f}" for metric in METRICS))
+        elif name == "fixed_scale":
+            lines.append(f"{title:<40}  the model knows no scale")
+    ratio = result["scale_ratio"]
+    lines.append(f"scale ratio (true / predicted): median {ratio['median']:.3f}, relative spread {ratio['std']:.3f}")
+    return "\n".join([*contamination(result), *lines])
+
+
+def format_loss(result: dict) -> str:
+    """The loss and its terms for people, and what they do not say."""
+    lines = [
+        f"\n{count(result['images'], 'image')} without ground truth ({result['no_ground_truth']}).",
+        "The loss says how well frames explain each other, not how right the depth is:",
+        *(f"{name:<40}{value:>10.4f}" for name, value in {"loss": result["loss"], **result["terms"]}.items()),
+    ]
+    return "\n".join([*contamination(result), *lines])
+
+
+def format_refinement(refinement: dict) -> str:
+    """Causal refinement as `evaluate_refinement` found it, as a table for people."""
+    cameras = "two cameras" if refinement["stereo"] else "one camera"
+    rows = [(name, refinement[name]) for name in ("without", "with")]
+    lines = [
+        f"\ncausal refinement from {cameras}, {count(refinement['steps'], 'step')} after each of "
+        f"{count(refinement['frames'], 'frame')}, "
+        f"learning rate {refinement['learning_rate']:g}",
+        f"{'abs_rel':<40}{'median':>10}{'fixed':>10}{'frames/s':>10}",
+    ]
+    for name, scores in rows:
+        values = [scores[scale] and scores[scale]["abs_rel"] for scale in PREDICTORS[:2]]
+        cells = "".join(f"{'-':>10}" if value is None else f"{value:>10.4f}" for value in values)
+        lines.append(f"{f'{name} refinement':<40}{cells}{scores['frames_per_second']:>10.2f}")
+    return "\n".join(lines)
+
+
+def contamination(result: dict) -> list[str]:
+    """A line that says so where the model has seen test drives."""
+    names = ", ".join(result["contaminated"])
+    return [f"\nCONTAMINATED: trained on drives it must not know: {names}"] if names else []

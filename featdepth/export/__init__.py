@@ -1,0 +1,1 @@
+"""A trained depth network as one file: `python -m featdepth.export`."""

@@ -1,0 +1,1 @@
+"""Models in files: directories, cards, and the checkpoints of others."""

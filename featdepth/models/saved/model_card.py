@@ -1,0 +1,237 @@
+"""The card of a model, `README.md` in its directory: what it is, what it has seen, how good it is, who may use it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from featdepth.errors import InputError
+from featdepth.files import read_json
+from featdepth.metrics.protocols import describe_protocol
+from featdepth.models.saved import verdict
+from featdepth.scale import describe_scale
+from featdepth.wording import count
+
+LIBRARY, TAGS = "featdepth", ["depth-estimation", "self-supervised", "visual-odometry"]
+LARGEST_SCORES = 16 << 20  # bytes of metrics.json
+SHOWN = 20  # names of a list
+METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "a1", "a2", "a3", "silog")
+# Days of the synthetic street, which has the layout of KITTI raw (see featdepth.data.street.kitti_formats).
+SYNTHETIC = re.compile(r"2031_09_(26|28|30)/")
+
+OBJECTIVES = {
+    "photometric": "photometric error between a frame and its neighbours, warped by predicted depth and motion",
+    "autoencoder": "stage 1: features learned by an image autoencoder, regularised to have large gradients",
+    "feature_metric": "photometric error, and the error of features from stage 1 (feature-metric loss)",
+    "joint": "photometric and feature-metric error, with features learned at the same time",
+}
+USE = """```python
+from featdepth import FeatDepth
+from PIL import Image
+
+model = FeatDepth.from_pretrained("DIRECTORY_OR_HUB_ID")
+depth = model.predict_depth(Image.open("image.jpg"))  # float32 [H, W], {unit}
+```"""
+USE_OF_FEATURES = "It predicts no depth: train stage 2 with `model.feature_encoder=DIRECTORY_OR_HUB_ID`."
+
+
+class DataLicence(NamedTuple):
+    """A kind of data and what its publisher allows, as far as it bears on a model."""
+
+    name: str
+    terms: str
+
+
+KITTI = DataLicence("KITTI", "CC BY-NC-SA 3.0: not for commercial use")
+DATA = {
+    "kitti_raw": KITTI,
+    "kitti_odometry": KITTI,
+    "synthetic": DataLicence("the synthetic street of featdepth", "made by the program itself, no restriction"),
+    "cityscapes": DataLicence("Cityscapes", "terms of its own: not for commercial use"),
+    "euroc": DataLicence("EuRoC MAV", "see its page"),
+    "eth3d": DataLicence("ETH3D", "CC BY-NC-SA 4.0: not for commercial use"),
+    "tum_rgbd": DataLicence("TUM RGB-D", "CC BY 4.0"),
+    "seven_scenes": DataLicence("7-Scenes", "terms of its own: not for commercial use"),
+    "video": DataLicence("video of its makers", "theirs to say"),
+}
+
+
+def model_card(content: dict, parameters: int, scale_source: str | None, scores: dict | None = None) -> ModelCard:
+    """The card of the model whose `config.json` has `content`.
+
+    parameters: how many numbers it has; scale_source: see `FeatDepth.scale_source`; scores: of `evaluate.py`, see
+    `read_scores`. What others wrote into the record is shown as code, never as markup.
+    """
+    record, kinds = content["training"], kinds_of_data(content["training"])
+    has_depth = content["model"]["objective"] != "autoencoder"
+    sections = [
+        "# FeatDepth",
+        "Depth and camera motion from video, learned without labels." if has_depth else "Features for FeatDepth.",
+        *warnings(record),
+        "## Use",
+        USE.replace("{unit}", describe_scale(scale_source)) if has_depth else USE_OF_FEATURES,
+        "## Model",
+        model_lines(content, parameters, scale_source),
+        "## Data",
+        data_lines(record, kinds),
+        *score_sections(record, scores),
+        *configuration_section(record),
+        "## Licence",
+        licence_lines(kinds),
+    ]
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name=LIBRARY,
+        tags=TAGS,
+        pipeline_tag="depth-estimation" if has_depth else "image-feature-extraction",
+        datasets=[kind for kind in kinds if kind in DATA] or None,  # a name of others could end the front matter
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def kinds_of_data(record: dict) -> list[str]:
+    """What the model was trained on, as keys of `DATA` where they are known there."""
+    kinds = set(record.get("kinds", []))
+    if record.get("drives") and all(SYNTHETIC.match(drive) for drive in record["drives"]):
+        kinds = kinds - {"kitti_raw"} | {"synthetic"}
+    return sorted(kinds)
+
+
+def warnings(record: dict) -> list[str]:
+    """What makes its scores worth less, where something does."""
+    found = []
+    if doubt := verdict.warning(record):
+        found.append(f"> **NOTHING LEARNED**: {doubt}.")
+    if record.get("contaminated"):
+        found.append(
+            f"> **CONTAMINATED**: it was trained on drives that it is tested on ({name_list(record['contaminated'])}). "
+            "Its scores on these are not comparable with those of other models."
+        )
+    if record.get("transductive"):
+        found.append(
+            '> **TRANSDUCTIVE**: its last training saw nothing but the test images ("online refinement"). Report its '
+            "scores as such, apart from those of models that meet the test images for the first time."
+        )
+    return found
+
+
+def model_lines(content: dict, parameters: int, scale_source: str | None) -> str:
+    """Objective, networks, size and unit."""
+    model, data = content["model"], content["data"]
+    lines = [f"- objective: {code(model['objective'])}, {OBJECTIVES[model['objective']]}"]
+    if model["objective"] != "autoencoder":
+        lines += [
+            f"- depth: {describe_scale(scale_source)}"
+            + ("" if scale_source else "; nothing in its training knew how long a metre is"),
+            f"- networks: depth ResNet-{model['depth_layers']}, motion ResNet-{model['pose_layers']}",
+        ]
+    lines += [
+        f"- {parameters:,} parameters",
+        f"- images: {data['height']} x {data['width']} pixels; others are resized",
+        f"- frames in training: {code(data['frames'])}",
+    ]
+    return "\n".join(lines)
+
+
+def data_lines(record: dict, kinds: list[str]) -> str:
+    """What the weights have seen, and what they were made with."""
+    if record.get("imported_from"):
+        lines = [f"- imported from a published checkpoint, {code(record['imported_from'])}; its data are not recorded"]
+    else:
+        names = ", ".join(DATA[kind].name if kind in DATA else code(kind) for kind in kinds)
+        lines = [f"- {names or 'not recorded'}"]
+    if record.get("drives"):
+        lines.append(f"- {count(len(record['drives']), 'drive')}: {name_list(record['drives'])}")
+    lines += [f"- made with {code(version)}" for version in record.get("versions", [])]
+    return "\n".join(lines)
+
+
+def score_sections(record: dict, scores: dict | None) -> list[str]:
+    """Scores of the validation at which the model was saved, and of an evaluation, where there are any."""
+    sections = []
+    if record.get("validation"):
+        rows = "\n".join(f"| {cell(name)} | {value:.4g} |" for name, value in record["validation"].items())
+        note = "On held-out validation samples; abs_rel and a1 after scaling to the median, metric_* in metres."
+        sections += ["## Validation", note, f"| | |\n|---|---|\n{rows}"]
+    if scores:
+        sections += ["## Evaluation", evaluation_lines(scores)]
+    return sections
+
+
+def evaluation_lines(scores: dict) -> str:
+    """The table of an evaluation, and how it was made."""
+    how = describe_protocol(scores | {"crop": code(scores["crop"])})
+    head = f"{count(scores['images'], 'image')}, protocol {code(scores['protocol'])}, {how}, "
+    lines = [head + f"flip {'on' if scores['flip'] else 'off'}.", ""]
+    lines += ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
+    for name, title in (("median_scaled", "median-scaled"), ("fixed_scale", "fixed scale")):
+        if scores.get(name):
+            lines.append(f"| {title} | " + " | ".join(f"{scores[name][metric]:.4f}" for metric in METRICS) + " |")
+    if scores.get("contaminated"):
+        lines += ["", f"**CONTAMINATED**: tested on drives of its training: {name_list(scores['contaminated'])}"]
+    return "\n".join(lines)
+
+
+def read_scores(evaluation: str | Path) -> dict:
+    """The content of `metrics.json` in a folder that `evaluate.py` wrote. Raises InputError."""
+    path = Path(evaluation) / "metrics.json"
+    try:
+        scores = read_json(path, LARGEST_SCORES, "the evaluation's scores")
+        if scores.get("no_ground_truth"):
+            raise InputError(f"{path}: has a loss but no scores, since the test images have no ground truth")
+        evaluation_lines(scores)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: no scores of evaluate.py; give the folder that it wrote") from error
+    return scores
+
+
+def configuration_section(record: dict) -> list[str]:
+    """All settings of the training, as they can be given to it again."""
+    if not record.get("configuration"):
+        return []
+    text = yaml.safe_dump(record["configuration"], sort_keys=False, default_flow_style=None, width=120)
+    return ["## Configuration", fenced(text, "yaml")]
+
+
+def licence_lines(kinds: list[str]) -> str:
+    """What the code's licence covers, and what the data's adds."""
+    lines = ["Code: Apache-2.0. What the data's licences say of models trained on them is yours to check:", ""]
+    known = dict.fromkeys(DATA[kind] for kind in kinds if kind in DATA)
+    lines += [f"- {data.name}: {data.terms}" for data in known]
+    lines += [f"- {code(kind)}: not known here" for kind in kinds if kind not in DATA]
+    return "\n".join(lines if len(lines) > 2 else [*lines, "- the data are not recorded"])
+
+
+def name_list(names: list[str]) -> str:
+    """The first names, as code, and how many there are besides."""
+    text = ", ".join(map(code, names[:SHOWN]))
+    return text if len(names) <= SHOWN else f"{text} and {len(names) - SHOWN} more"
+
+
+def code(value: object) -> str:
+    """A value in one line, as code in markdown, whatever is in it."""
+    text = " ".join("".join(each if each.isprintable() else " " for each in str(value)).split())
+    text = text[:200] or " "
+    ticks = longest_run("`", text) + 1
+    padding = " " if "`" in text else ""
+    return "`" * ticks + padding + text + padding + "`" * ticks
+
+
+def cell(value: object) -> str:
+    """`code` for a table, whose cells end at a bar even in code."""
+    return code(value).replace("|", "\\|")
+
+
+def fenced(text: str, language: str) -> str:
+    """Lines of code in markdown, whatever is in them."""
+    fence = "`" * max(3, longest_run("`", text) + 1)
+    return f"{fence}{language}\n{text}{fence}"
+
+
+def longest_run(character: str, text: str) -> int:
+    """How often `character` follows itself in `text` at most, counting the first."""
+    return max(map(len, re.findall(f"{re.escape(character)}+", text)), default=0)

@@ -1,0 +1,28 @@
+"""What the check at the end of a training (`training.learned_check`) says of a model, in its record and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CHECK = "check"  # its place in a training record
+LEARNED, NOTHING, TOO_FEW = "learned", "nothing learned", "too few samples"
+
+
+def describe(check: Mapping) -> str:
+    """A verdict in one line."""
+    words = [f"on {check.get('samples', 0)} validation samples"]
+    if "angle" in check:
+        words.append(f"motion {check['angle']:.0f} degrees off matched points")
+    if "row_correlation" in check:
+        words.append(f"nearer at the bottom {check['row_correlation']:+.2f}")
+    if "gain" in check:
+        words.append(f"warping removes {check['gain']:.0%} of the error")
+    return f"{check['verdict']} ({', '.join(words)})"
+
+
+def warning(record: Mapping) -> str | None:
+    """What a model's training record says against its depth; None: nothing, or it was never checked."""
+    check = record.get(CHECK, {})
+    if check.get("verdict") != NOTHING:
+        return None
+    return f"the model seems to have learned nothing; train it longer: {describe(check)}"

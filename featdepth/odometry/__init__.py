@@ -1,0 +1,1 @@
+"""Trajectories: chained motions, their files and scores."""

@@ -1,0 +1,1 @@
+"""Several processes: how they are launched, decide together and share memory."""

@@ -1,0 +1,93 @@
+"""Whether the batches that loader processes have ready fit into the system's shared memory.
+
+They hand them over in it. Containers have little of it (docker: 64 MiB), and Linux kills a process that writes beyond.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+from accelerate import Accelerator
+
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.mix import MixedDataset
+from featdepth.errors import InputError
+from featdepth.parallel.processes import together
+
+SHARED_MEMORY = "/dev/shm"
+PREFETCHED = 2  # batches that each loader process has ready, as torch has it by default
+IN_USE = 2  # batches: that of the step, and the next one, which Accelerate takes ahead
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that are free; None where the system keeps shared memory elsewhere, or without a limit."""
+    if sys.platform != "linux" or not os.path.isdir(SHARED_MEMORY):
+        return None
+    status = os.statvfs(SHARED_MEMORY)
+    return status.f_bavail * status.f_frsize if status.f_blocks else None
+
+
+def sample_bytes(dataset: FrameDataset | MixedDataset) -> int:
+    """Bytes of the largest sample: its images, and the ground truth where it has some."""
+    return max(
+        len(member.frames) * 3 * math.prod(member.size) + (4 * math.prod(member.depth_size) if member.with_depth else 0)
+        for member in dataset.members
+    )
+
+
+def check_shared_memory(
+    accelerator: Accelerator,
+    what: str,
+    batch_bytes: int,
+    batches: int,
+    workers: int,
+    option: str = "data.workers=",
+    beside: int = 0,
+) -> None:
+    """Raise InputError where the batches in flight do not fit. Every process enters.
+
+    what: that is loaded, in words; batches: that there are at all; workers: loader processes of each process; option:
+    that sets them; beside: bytes of a batch of another loader, left in midst of its data, whose as many processes keep
+    what they have ready.
+    """
+
+    def check() -> None:
+        free = free_shared_memory()
+        if free is None or not accelerator.is_local_main_process:
+            return
+        # All processes of a machine share it.
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+        def needed_with(workers: int) -> int:
+            return processes * (bytes_in_flight(batch_bytes, batches, workers) + beside * workers * PREFETCHED)
+
+        needed = needed_with(workers)
+        if needed <= free:
+            return
+        fitting = max(each for each in range(workers) if needed_with(each) <= free)
+        of_all = f" of each of {processes} processes" if processes > 1 else ""
+        others = f", beside {workers * PREFETCHED} of {in_mib(beside)}" if beside else ""
+        raise InputError(
+            f"{what}: the loader processes ({workers}{of_all}) have up to {in_mib(needed)} of batches "
+            f"({in_mib(batch_bytes)} each{others}) in shared memory, and {SHARED_MEMORY} has {in_mib(free)} free; give "
+            f"a container more (docker run --shm-size={ample(needed)}; Kubernetes: an emptyDir of medium Memory at "
+            f"{SHARED_MEMORY}), or set {option}{fitting}"
+        )
+
+    together(accelerator, check)
+
+
+def bytes_in_flight(batch_bytes: int, batches: int, workers: int) -> int:
+    """The most that loader processes and the process they serve hold at a time; without workers nothing is shared."""
+    return batch_bytes * min(batches, workers * PREFETCHED + IN_USE) if workers else 0
+
+
+def in_mib(count: int) -> str:
+    return f"{count / 2**20:.3g} MiB" if count < 2**30 else f"{count / 2**30:.3g} GiB"
+
+
+def ample(needed: int) -> str:
+    """Twice as much or more, in whole gigabytes, as docker's option takes them."""
+    return f"{2 ** math.ceil(math.log2(max(1.0, 2 * needed / 2**30)))}g"

@@ -1,0 +1,212 @@
+"""What is made of a clip as a whole, each by a thread that takes the frames as they come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from queue import Full, Queue
+from threading import Thread
+
+import numpy as np
+import torch
+from PIL import Image
+
+from featdepth.errors import InputError
+from featdepth.geometry import resize_intrinsics
+from featdepth.odometry.trajectory_files import write_kitti, write_tum
+from featdepth.predict.depth_pictures import nearest_depth
+from featdepth.predict.fusion import FusedCloud, View, fuse
+from featdepth.predict.outputs import Saved, Settings, clip_files, page_frame, page_notes
+from featdepth.predict.page import MOST_FRAMES, WIDEST, write_page
+from featdepth.predict.point_cloud import PointCloud, write_ply
+from featdepth.predict.side_by_side import write_side_by_side
+from featdepth.predict.sources import Source
+from featdepth.scale import unit_of
+
+SEQUENCE_KINDS = {"trajectory", "fused_points", "page"}
+MOST_QUEUED = 8  # frames that wait for each
+PATIENCE = 0.5  # seconds between two looks at whether a thread still takes frames
+
+
+class Left(Exception):
+    """The clip was left by an error; what was begun is not to be finished."""
+
+
+class Fed:
+    """Runs `consume` on the items that are added, in a thread of its own. `finish` raises what it raised."""
+
+    def __init__(self, consume: Callable[[Iterator[Saved]], None]) -> None:
+        self.queue: Queue[Saved | type[Left] | None] = Queue(MOST_QUEUED)
+        self.error: BaseException | None = None
+        self.thread = Thread(target=self.run, args=(consume,), daemon=True)
+        self.thread.start()
+
+    def run(self, consume: Callable[[Iterator[Saved]], None]) -> None:
+        try:
+            consume(self.items())
+        except Left:
+            pass
+        except BaseException as error:  # for the thread that waits in `finish`
+            self.error = error
+
+    def items(self) -> Iterator[Saved]:
+        while (item := self.queue.get()) is not None:
+            if item is Left:
+                raise Left
+            yield item
+
+    def add(self, item: Saved | type[Left] | None) -> None:
+        """Hand an item over, waiting while many wait already; nothing where the thread has ended."""
+        while self.thread.is_alive():
+            try:
+                return self.queue.put(item, timeout=PATIENCE)
+            except Full:
+                continue
+
+    def finish(self, with_error: bool) -> None:
+        """No item comes any more: wait for the end."""
+        self.add(Left if with_error else None)
+        self.thread.join()
+        if self.error is not None:
+            raise self.error
+
+
+class ClipOutputs:
+    """Everything that `settings.save` wants of the clip `source`, as a context: written when it is left without error.
+
+    scale_source: of the model, None: its depth is relative.
+    """
+
+    def __init__(self, source: Source, settings: Settings, scale_source: str | None) -> None:
+        wanted = {kind for kind in settings.save if source.is_clip}
+        make = partial(make_sequence, source=source, settings=settings, scale_source=scale_source)
+        self.makers = [Fed(make)] if wanted & SEQUENCE_KINDS else []
+        if "video" in wanted:
+            self.makers.append(Fed(partial(make_video, source=source, settings=settings, scale_source=scale_source)))
+
+    def __enter__(self) -> ClipOutputs:
+        return self
+
+    def add(self, saved: Saved) -> None:
+        """The next frame of the clip."""
+        for maker in self.makers:
+            maker.add(saved)
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        errors = []
+        for maker in self.makers:
+            try:
+                maker.finish(with_error=kind is not None)
+            except Exception as error:
+                errors.append(error)
+        if errors and kind is None:
+            # The place that cannot be written to ends everything; what is wrong with the clip is told as a whole.
+            raise next(
+                (error for error in errors if not isinstance(error, InputError)),
+                InputError("; ".join(map(str, errors))),
+            )
+
+
+def make_video(frames: Iterator[Saved], source: Source, settings: Settings, scale_source: str | None) -> None:
+    """The frames beside their depth."""
+    shown = ((saved.frame.view.numpy(), saved.depth, saved.frame.seconds) for saved in frames)
+    (path,) = clip_files(source, settings, "video")
+    write_side_by_side(path, shown, unit_of(scale_source), settings.nearest, settings.frame_rate)
+
+
+def make_sequence(frames: Iterator[Saved], source: Source, settings: Settings, scale_source: str | None) -> None:
+    """The camera's way, one point cloud of all frames, and the page that shows them: what needs each other."""
+    unit, page = unit_of(scale_source), PageFrames()
+    times: list[float] = []
+    poses: list[np.ndarray] = []
+    lacking = set(settings.save)  # that can be made of no frame, as was told with the frames
+
+    def views() -> Iterator[View]:
+        for saved in frames:
+            frame = saved.frame
+            lacking.intersection_update(saved.lacking)
+            times.append(frame.index / settings.frame_rate if frame.seconds is None else frame.seconds)
+            poses.append(saved.pose)
+            if "page" in settings.save:
+                page.add(saved)
+            if saved.pose is not None and saved.intrinsics is not None:
+                yield View(saved.depth, frame.view.numpy(), saved.intrinsics, saved.pose)
+
+    fused, trouble = None, None
+    if {"fused_points", "page"}.intersection(settings.save):
+        try:
+            # A depth that is relative may be so frame by frame.
+            fused = fuse(views(), align=scale_source is None, farthest=settings.farthest)
+        except InputError as error:
+            trouble = error
+    deque(views(), maxlen=0)
+    if not times:
+        return
+    if "trajectory" in settings.save:
+        kitti, tum = clip_files(source, settings, "trajectory")
+        write_kitti(kitti, np.stack(poses))
+        write_tum(tum, np.stack(poses), times, f"unit: {unit}")
+    if "page" in settings.save and "page" not in lacking:
+        (path,) = clip_files(source, settings, "page")
+        notes = [str(trouble)] if page.has_clouds and trouble is not None else []
+        page.write(path, source, scale_source, settings, fused, None if poses[0] is None else np.stack(poses), notes)
+    if "fused_points" in settings.save and "fused_points" not in lacking:
+        if trouble is not None:
+            raise InputError(f"{source.path}: {trouble}")
+        (path,) = clip_files(source, settings, "fused_points")
+        write_ply(path, fused.points, fused.colours, unit)
+
+
+class PageFrames:
+    """The frames for a clip's page: evenly spread ones of a clip whose length is not known before its end."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, Saved]] = []  # the place in the clip, and the frame
+        self.total, self.stride = 0, 1
+
+    @property
+    def has_clouds(self) -> bool:
+        """Whether the clip has what a fused cloud is made of."""
+        return any(saved.pose is not None and saved.intrinsics is not None for _, saved in self.kept)
+
+    def add(self, saved: Saved) -> None:
+        if self.total % self.stride == 0:
+            self.kept.append((self.total, reduced(saved)))
+        self.total += 1
+        if len(self.kept) == 2 * MOST_FRAMES:
+            self.kept, self.stride = self.kept[::2], 2 * self.stride
+
+    def write(
+        self,
+        path: Path,
+        source: Source,
+        scale_source: str | None,
+        settings: Settings,
+        fused: FusedCloud | None,
+        poses: np.ndarray | None,
+        notes: list[str],
+    ) -> None:
+        """Write the page; `poses`: world_from_camera `[N, 4, 4]` of all frames that were added."""
+        nearest = settings.nearest or nearest_depth(*(saved.depth for _, saved in self.kept))
+        frames = [page_frame(saved, nearest, settings, place) for place, saved in self.kept]
+        notes = page_notes(self.kept[0][1], nearest, scale_source) + notes
+        notes += [fused.note] if fused and fused.note else []
+        cloud = None if fused is None else PointCloud(fused.points, fused.colours)
+        write_page(path, source.name, frames, scale_source, cloud, poses, notes, self.total, settings.warning)
+
+
+def reduced(saved: Saved) -> Saved:
+    """A frame at a size that a page shows, so that a hundred of them fit into memory."""
+    factor = -(-max(saved.depth.shape) // WIDEST)
+    if factor == 1:
+        return saved
+    view, depth = (Image.fromarray(array).reduce(factor) for array in (saved.frame.view.numpy(), saved.depth))
+    intrinsics = saved.intrinsics
+    if intrinsics is not None:
+        # Blocks of factor x factor pixels become one; the last row and column may stand for fewer.
+        covered = (depth.height * factor, depth.width * factor)
+        intrinsics = resize_intrinsics(torch.from_numpy(intrinsics), covered, (depth.height, depth.width)).numpy()
+    frame = saved.frame._replace(view=torch.from_numpy(np.array(view)))
+    return saved._replace(frame=frame, depth=np.array(depth), intrinsics=intrinsics)

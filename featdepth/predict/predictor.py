@@ -1,0 +1,198 @@
+"""The loop of a prediction: decoded ahead by processes, through the networks in batches, written by threads."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from featdepth.console import Display
+from featdepth.errors import InputError
+from featdepth.geometry import resize_intrinsics
+from featdepth.models import FeatDepth
+from featdepth.predict.clip_outputs import ClipOutputs
+from featdepth.predict.frames import Batch, Frame, Wanted, load_batches
+from featdepth.predict.intrinsics import Cameras
+from featdepth.predict.metres import scale_of_clip
+from featdepth.predict.network import Networks, RefinedNetworks
+from featdepth.predict.outputs import (
+    NEEDS_VIEWS,
+    USES_POSES,
+    Saved,
+    Settings,
+    calibrate,
+    done_frames,
+    save_frame,
+)
+from featdepth.predict.sources import Source
+from featdepth.scale import Scale
+
+WRITERS = 4  # threads that write files while the networks go on
+MOST_WAITING = 16  # frames that wait for them
+
+
+@dataclass
+class Tally:
+    """How many frames came to what."""
+
+    written: int = 0
+    skipped: int = 0
+    failed: int = 0  # frames, sources as a whole, and outputs that could not be made of a source
+    clipped_pixels: int = 0  # beyond what 16 bits can say
+    clipped_frames: int = 0
+
+
+class Predictor:
+    """Predicts sources and writes what `settings` want of them, on the device of `accelerator`'s process.
+
+    batch_size: frames in a batch; workers: processes that decode (0: none but this one).
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: FeatDepth,
+        settings: Settings,
+        cameras: Cameras,
+        batch_size: int = 8,
+        workers: int = 4,
+    ) -> None:
+        self.accelerator, self.model, self.settings, self.cameras = accelerator, model, settings, cameras
+        self.batch_size, self.workers = batch_size, workers
+        self.tally = Tally()
+        self.told: set[str] = set()  # why outputs could not be made
+        self.bar = Display("prediction", None, "frames", hidden=True)
+        self.writers: ThreadPoolExecutor | None = None
+        self.waiting: deque[Future[Saved]] = deque()  # frames that the writers have, in order
+
+    def predict(self, sources: Iterable[Source]) -> Tally:
+        """Predict the sources one by one. What fails of them is told on standard error, and counted.
+
+        Raises InputError where the outputs cannot be written.
+        """
+        sources = list(sources)
+        total = None if any(source.is_video for source in sources) else sum(len(source.files) for source in sources)
+        hidden = not self.accelerator.is_main_process
+        with (
+            ThreadPoolExecutor(WRITERS) as self.writers,
+            Display("prediction", total, "frames", hidden=hidden) as self.bar,
+        ):
+            for source in sources:
+                try:
+                    self.predict_source(source)
+                except InputError as error:
+                    self.tally.failed += 1
+                    complain(str(error))
+                except OSError as error:
+                    place, reason = error.filename or self.settings.out, error.strerror or error
+                    raise InputError(f"{place}: cannot be written ({reason}); free some space") from error
+        return self.tally
+
+    def predict_source(self, source: Source) -> None:
+        """Predict what is missing of a source. Raises InputError where it fails as a whole, OSError in writing."""
+        done = done_frames(source, self.settings)
+        if source.files:
+            self.skip(len(done))  # those of a video are met on the way
+            if len(done) == len(source.files):
+                return
+        wanted = Wanted((self.model.height, self.model.width), bool(NEEDS_VIEWS.intersection(self.settings.save)), done)
+        networks, scale = self.networks_for(source), self.scale_for(source)
+        # Loader processes come first: they are forks, and would inherit what a thread holds at that moment for ever.
+        batches = iter(load_batches(source, wanted, self.batch_size, self.workers))
+        self.waiting.clear()
+        # Where frames are done already, what is made of all of them is so, too.
+        settings = self.settings._replace(save=()) if done else self.settings
+        with ClipOutputs(source, settings, None if scale is None else scale.source) as clip:
+            for batch in batches:
+                self.predict_batch(batch, source, networks, scale)
+                self.settle(clip, MOST_WAITING)
+            self.settle(clip, 0)
+
+    def networks_for(self, source: Source) -> Networks:
+        """Networks that begin a source anew."""
+        with_poses = source.is_clip and bool(USES_POSES.intersection(self.settings.save))
+        if self.settings.refine and source.is_clip:
+            return RefinedNetworks(self.accelerator, self.model, self.settings.refine, with_poses)
+        return Networks(self.accelerator, self.model, with_poses)
+
+    def scale_for(self, source: Source) -> Scale | None:
+        """What depths of a source are measured in; None: single images, of which each has a scale of its own."""
+        height = self.settings.camera_height
+        if height is None:
+            return self.model.scale
+        if not source.is_clip:
+            return None
+        plain = Networks(self.accelerator, self.model)
+
+        def predict(images: Tensor) -> Tensor:
+            return torch.stack([each.disparity for each in plain.predict(images)])
+
+        scale, note = scale_of_clip(source, height, self.model, self.cameras, predict, self.batch_size)
+        tqdm.write(f"scale      {source.path}: {note}")
+        return scale
+
+    def predict_batch(self, batch: Batch, source: Source, networks: Networks, scale: Scale | None) -> None:
+        """Run the networks on a batch, and hand its frames to the writers."""
+        present = [frame for frame in batch.frames if frame.image is not None]
+        if source.is_clip and present and not self.waiting:  # in one line for the clip, not in one for each frame
+            calibration = calibrate(present[0], source, self.settings, self.cameras)
+            if calibration.is_hopeless:
+                raise InputError(calibration.reason)
+        intrinsics = [self.seen_intrinsics(frame, source) for frame in present if self.settings.refine]
+        predicted = networks.predict(batch.images, intrinsics) if present else iter(())
+        for frame in batch.frames:
+            if frame.error is not None:
+                self.count(Saved(frame, error=frame.error))
+            elif frame.image is None:
+                self.skip(1)
+            else:
+                job = (save_frame, frame, next(predicted), self.model, scale, source, self.settings, self.cameras)
+                self.waiting.append(self.writers.submit(*job))
+
+    def seen_intrinsics(self, frame: Frame, source: Source) -> np.ndarray | None:
+        """Intrinsics 3x3 of a clip's frame as the networks see it."""
+        if not source.is_clip:
+            return None
+        intrinsics = torch.from_numpy(calibrate(frame, source, self.settings, self.cameras).intrinsics)
+        return resize_intrinsics(intrinsics, frame.size, (self.model.height, self.model.width)).numpy()
+
+    def settle(self, clip: ClipOutputs, most_waiting: int) -> None:
+        """Wait until no more than so many frames wait for writers; what is written goes to the outputs of the clip."""
+        while len(self.waiting) > most_waiting:
+            saved = self.waiting.popleft().result()
+            self.count(saved)
+            if saved.error is None:
+                clip.add(saved)
+
+    def count(self, saved: Saved) -> None:
+        """Take a frame into the tally, and tell what failed."""
+        self.bar.update()
+        if saved.error is not None:
+            self.tally.failed += 1
+            complain(saved.error)
+            return
+        if saved.reason is not None and saved.reason not in self.told:
+            self.told.add(saved.reason)
+            self.tally.failed += 1
+            complain(saved.reason)
+        self.tally.written += 1
+        self.tally.clipped_pixels += saved.clipped
+        self.tally.clipped_frames += saved.clipped > 0
+
+    def skip(self, count: int) -> None:
+        """Take frames into the tally that are there already."""
+        self.tally.skipped += count
+        self.bar.update(count)
+
+
+def complain(message: str) -> None:
+    """Tell of something that failed, in a line that does not disturb the progress bar."""
+    tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)

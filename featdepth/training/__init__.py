@@ -1,0 +1,1 @@
+"""What a training does around its steps: checkpoints, conditions, signals, logs, validation."""
