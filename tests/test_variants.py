@@ -367,6 +367,7 @@ def reference(name: str) -> tuple[dict[str, np.ndarray], tuple[FeatDepth, dict[s
 
 
 class TestPrecision:
+    @pytest.mark.usefixtures("whole_resnet18")
     @pytest.mark.parametrize("variant", ["recomputed", "channels last", "compiled"])
     def test_reference_is_reproduced(self, variant: str) -> None:
         """Outputs within the tolerances of the plain form; terms, all in float32, within 1e-3."""
@@ -388,6 +389,7 @@ class TestPrecision:
         assert len(outputs) > 5 and [each for each in outputs if not each.passed] == []
         assert len(terms) > 8 and [each for each in terms if each.error > check_reference.FLOAT32_TERM] == []
 
+    @pytest.mark.usefixtures("whole_resnet18")
     def test_bfloat16_networks_are_near_the_reference(self) -> None:
         """Disparities and reconstructions within 0.01 of a range of 1, poses within 0.001, total loss within 1 %."""
         case, (model, batch, config) = reference("featdepth_joint_r50")
