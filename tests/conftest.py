@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 import torchvision
 import yaml
 from accelerate.state import AcceleratorState, GradientState
-from warm_processes import PATIENCE, run_warm
+from warm_processes import PATIENCE, context, run_warm, start_server
 
 from featdepth.data.synthetic import write_street
 from featdepth.errors import run_program
@@ -93,6 +94,12 @@ def run_program_process(
         return Result(
             *run_warm(words, environment, Path(folder), processes, TIME_LIMIT, launcher_options, file_limit, patience)
         )
+
+
+def warm_context() -> ForkServerContext:
+    """Of functions to be run in processes that start with torch imported."""
+    start_server(program_environment())
+    return context
 
 
 def call_program(main: Callable[[], None], *arguments: object, environment: dict[str, str] | None = None) -> Result:
