@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def refusal(*arguments: object) -> str:
     return import_weights(*arguments).error_line()
 
 
+@cache
 def published(name: str) -> dict[str, Tensor]:
     return reference_state(TESTS / "data" / f"{name}.npz")
 
