@@ -35,8 +35,9 @@ from torch.utils.data import DataLoader
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.config.checks import check_config
 from featdepth.data import build_dataset
-from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
-from featdepth.data.unused import unused_settings
+from featdepth.data.dataset import FrameDataset, NoGroundTruth
+from featdepth.data.notes import unused_settings
+from featdepth.data.samples import STEREO
 from featdepth.evaluation.cards.against import compare, format_comparison
 from featdepth.evaluation.cards.comparison import compare_cards
 from featdepth.evaluation.cards.content import (

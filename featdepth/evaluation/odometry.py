@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config
 from featdepth.data import build_dataset
-from featdepth.data.dataset import STEREO, FrameDataset
-from featdepth.data.splits import Sample
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.samples import STEREO, Sample
 from featdepth.errors import InputError
 from featdepth.evaluation.report import contamination
 from featdepth.files import write_text

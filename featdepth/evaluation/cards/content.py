@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from featdepth.config import Config
-from featdepth.data.splits import Sample, seen_again, source_name
+from featdepth.data.samples import Sample
+from featdepth.data.splits import seen_again, source_name
 from featdepth.metrics import breakdown
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
