@@ -65,19 +65,14 @@ from featdepth.evaluation.report import (
     summarise_loss,
     write_results,
 )
+from featdepth.evaluation.scoring import fit_pixel_median, moving_masks, scale_by_camera_height, score_images
 from featdepth.models import FeatDepth
+from featdepth.models.saved.provenance import versions
 from featdepth.objective import compute_losses
-from featdepth.parallel.processes import together
-from featdepth.parallel.shared_memory import check_shared_memory, sample_bytes
+from featdepth.parallel.accelerator import make_accelerator
+from featdepth.parallel.loaders import check_shared_memory, sample_bytes
+from featdepth.parallel.processes import gather_columns, on_main_process
 from featdepth.scale import CAMERA_HEIGHT, describe_scale
-from featdepth.training.run_directory import make_accelerator, versions
-from featdepth.training.validation import (
-    fit_pixel_median,
-    gather_columns,
-    moving_masks,
-    scale_by_camera_height,
-    score_images,
-)
 from featdepth.wording import count
 
 
@@ -264,7 +259,7 @@ def report_scores(
             print(format_refinement(refinement))
         print(f"written to {out}")
 
-    together(accelerator, write, main_only=True)
+    on_main_process(accelerator, write)
 
 
 def compare_subjects(this: Results, other: Subject, other_scores: Scores, config: Config) -> dict:
@@ -370,7 +365,7 @@ def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:
         print(format_loss(result))
         print(f"written to {out}")
 
-    together(accelerator, write, main_only=True)
+    on_main_process(accelerator, write)
 
 
 def describe(kind: str, subject: Subject, results: Results, skipped: int, scale_source: str | None) -> dict:

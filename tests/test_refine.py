@@ -19,10 +19,11 @@ from featdepth.data import build_dataset
 from featdepth.data.splits import Sample
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
-from featdepth.evaluation.refinement import LOSS, Refiner, clips_of, evaluate_refinement, is_transductive, refine_stream
+from featdepth.evaluation.refinement import LOSS, Refiner, clips_of, evaluate_refinement, refine_stream
 from featdepth.metrics.depth import METRICS
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
+from featdepth.training.conditions import is_transductive
 
 
 @pytest.fixture(scope="module")

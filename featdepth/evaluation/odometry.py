@@ -29,8 +29,7 @@ from featdepth.odometry.egomotion import chain_motions, check_has_pose, motions_
 from featdepth.odometry.plots import MISSING, has_matplotlib, plot_segment_errors, plot_ways
 from featdepth.odometry.scores import ALIGNMENTS, align, score_trajectory
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
-from featdepth.parallel.processes import together
-from featdepth.training.validation import gather_values
+from featdepth.parallel.processes import gather_values, on_main_process
 from featdepth.wording import count
 
 MOST_BLOCKS = 5  # sequences that the table shows; odometry.json has all
@@ -113,7 +112,7 @@ def report_odometry(accelerator: Accelerator, model: FeatDepth, loader: DataLoad
         return torch.cat([batch["index"][:, None].float(), rows], dim=1)
 
     table = gather_values(accelerator, model, loader, values).numpy()
-    together(accelerator, lambda: write_report(model, loader.dataset, table, out, about), main_only=True)
+    on_main_process(accelerator, lambda: write_report(model, loader.dataset, table, out, about))
 
 
 def write_report(model: FeatDepth, dataset: FrameDataset, table: np.ndarray, out: Path, about: dict) -> None:

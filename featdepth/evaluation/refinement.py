@@ -19,15 +19,15 @@ from torch import Tensor
 from featdepth.config import Config, Loss
 from featdepth.console import Display
 from featdepth.data.dataset import STEREO, FrameDataset
-from featdepth.data.kinds import kind_of
-from featdepth.data.splits import Sample, is_among, part_drives
+from featdepth.data.splits import Sample
 from featdepth.errors import InputError
+from featdepth.evaluation.scoring import predict_disparity
 from featdepth.geometry import resize_intrinsics
 from featdepth.metrics.depth import DepthScores, mean_scores
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import resized
 from featdepth.objective import compute_losses
-from featdepth.training.validation import predict_disparity, score_prediction
+from featdepth.training.validation import score_prediction
 
 # Learning rates of the depth network. Two cameras at known places, at one moment, teach reliably. With one, depth can
 # be no better than the motion that the pose network guesses, so that has to learn faster, by a factor.
@@ -236,12 +236,3 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def is_transductive(config: Config, recordings: Sequence[str]) -> bool:
-    """Whether a training goes on from another model and sees nothing but drives that it is tested on.
-
-    recordings: of the training data. That is the published "online refinement": it sees all test images at once.
-    """
-    tested = part_drives(config, "test", kind_of(config))
-    return config.model.init is not None and all(is_among(name, tested) for name in recordings)

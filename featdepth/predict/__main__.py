@@ -33,8 +33,9 @@ from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.models.saved import verdict
 from featdepth.odometry.egomotion import check_has_pose
-from featdepth.parallel.processes import together
-from featdepth.parallel.shared_memory import check_shared_memory
+from featdepth.parallel.accelerator import device_name, make_accelerator, precision
+from featdepth.parallel.loaders import check_shared_memory
+from featdepth.parallel.processes import on_all_processes, on_main_process
 from featdepth.predict.frames import Wanted, frame_bytes, loader_processes
 from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.made_with import claim, fingerprint
@@ -53,7 +54,6 @@ from featdepth.predict.predictor import Predictor, Tally, complain
 from featdepth.predict.side_by_side import check_video_writer
 from featdepth.predict.sources import Source, find_inputs, is_image, list_sources
 from featdepth.scale import CAMERA_HEIGHT, METRES, RELATIVE, describe_scale, unit_of
-from featdepth.training.run_directory import device_name, make_accelerator, precision
 from featdepth.wording import count
 
 KINDS = (*FRAME_KINDS, *CLIP_KINDS)
@@ -63,7 +63,7 @@ LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for 
 def main() -> None:
     arguments = parse_arguments()
     accelerator = make_accelerator(Config(train=Train(timeout=LONGEST_WAIT)), arguments.cpu)
-    model = together(accelerator, lambda: load_model(arguments))
+    model = on_all_processes(accelerator, lambda: load_model(arguments))
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     save, impossible = divide_kinds(arguments.save, model)
     settings = Settings(
@@ -80,7 +80,7 @@ def main() -> None:
     cameras = Cameras(arguments.intrinsics, arguments.field_of_view, model)
 
     # One process looks at the inputs and claims the folder for them; then each takes its share.
-    plan = together(accelerator, lambda: plan_work(arguments, model, settings, accelerator), main_only=True)
+    plan = on_main_process(accelerator, lambda: plan_work(arguments, model, settings, accelerator))
     sources, failures = broadcast_object_list([plan])[0]
     failures += impossible
     own = share(sources, accelerator.process_index, accelerator.num_processes, settings)
@@ -100,7 +100,7 @@ def main() -> None:
         for failure in failures:
             complain(failure)
     predictor = Predictor(accelerator, model, settings, cameras, arguments.batch_size, arguments.workers)
-    tally = together(accelerator, lambda: predictor.predict(own))
+    tally = on_all_processes(accelerator, lambda: predictor.predict(own))
     total = Tally(*map(sum, zip(*gather_object([astuple(tally)]), strict=True)))
     total.failed += len(failures)
     if accelerator.is_main_process:

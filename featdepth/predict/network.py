@@ -14,8 +14,8 @@ from torch.nn import functional
 from featdepth.evaluation.refinement import Refiner
 from featdepth.models import FeatDepth
 from featdepth.odometry.egomotion import chain_motions, motions_between
+from featdepth.parallel.accelerator import compiled
 from featdepth.scale import Scale
-from featdepth.training.run_directory import compiled
 
 
 class Predicted(NamedTuple):

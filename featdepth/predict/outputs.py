@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from featdepth.drawing import colour_depth, draw_depth, nearest_depth
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
-from featdepth.predict.depth_files import write_depth_npz, write_depth_png, write_depth_tiff
-from featdepth.predict.depth_pictures import colour_depth, draw_depth, nearest_depth, write_picture
+from featdepth.predict.depth_files import write_depth_npz, write_depth_png, write_depth_tiff, write_picture
 from featdepth.predict.frames import Frame, frame_name
 from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.metres import NO_GROUND, PURPOSE, scale_of_image
