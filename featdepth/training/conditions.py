@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from featdepth.config import Config, to_dict
 from featdepth.config.values import shown
-from featdepth.data.kinds import kind_of
 from featdepth.data.mix import SHARED_KEYS, mixed_configs
 from featdepth.data.splits import is_among, part_drives
+from featdepth.kinds import KINDS
 from featdepth.models.saved.provenance import versions
 from featdepth.parallel.accelerator import compilation
 
@@ -140,5 +140,5 @@ def is_transductive(config: Config, recordings: Sequence[str]) -> bool:
 
     recordings: of the training data. That is the published "online refinement": it sees all test images at once.
     """
-    tested = part_drives(config, "test", kind_of(config))
+    tested = part_drives(config, "test", KINDS[config.data.kind].dataset_class())
     return config.model.init is not None and all(is_among(name, tested) for name in recordings)
