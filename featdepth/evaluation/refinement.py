@@ -21,13 +21,12 @@ from featdepth.console import Display
 from featdepth.data.dataset import STEREO, FrameDataset
 from featdepth.data.splits import Sample
 from featdepth.errors import InputError
-from featdepth.evaluation.scoring import predict_disparity
 from featdepth.geometry import resize_intrinsics
 from featdepth.metrics.depth import DepthScores, mean_scores
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import resized
 from featdepth.objective import compute_losses
-from featdepth.training.validation import score_prediction
+from featdepth.training.validation import predict_disparity, score_prediction
 
 # Learning rates of the depth network. Two cameras at known places, at one moment, teach reliably. With one, depth can
 # be no better than the motion that the pose network guesses, so that has to learn faster, by a factor.

@@ -1,8 +1,11 @@
-"""Depth of test images against ground truth, and how long a unit of the model is, on all processes."""
+"""Scoring: what is measured of a model on its test images, on all processes together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,21 +14,139 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config
+from featdepth.config.checks import check_config
 from featdepth.console import watched
-from featdepth.data import build_dataset
 from featdepth.data.dataset import FrameDataset
+from featdepth.data.splits import Sample
 from featdepth.errors import InputError
+from featdepth.evaluation.refinement import evaluate_refinement
+from featdepth.evaluation.subject import Subject
 from featdepth.metrics.breakdown import score_details
 from featdepth.metrics.camera_height import ground_height
-from featdepth.metrics.depth import DepthScores, flip_post_process, median, score_batch
+from featdepth.metrics.depth import DepthScores, median, score_batch
 from featdepth.metrics.protocols import protocol_of
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
-from featdepth.parallel.processes import gather_values
-from featdepth.training.validation import score_prediction
+from featdepth.objective import compute_losses
+from featdepth.parallel.processes import gather_columns, gather_values
+from featdepth.scale import CAMERA_HEIGHT
+from featdepth.training.validation import blend_mirrored, predict_disparity, score_prediction
 from featdepth.wording import count
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
+
+
+class Results(NamedTuple):
+    """What was measured of one model on N images."""
+
+    samples: list[Sample]
+    table: dict[str, np.ndarray]  # columns `[N]` or `[N, K]` by name, see `score_images`
+
+    @property
+    def drives(self) -> list[str]:
+        """Of each image."""
+        return [sample.drive for sample in self.samples]
+
+    @classmethod
+    def of(cls, columns: dict[str, Tensor], samples: Sequence[Sample]) -> Results:
+        """Columns with an `index` each among `samples`, as `gather_columns` gives them, by name of image."""
+        table = {name: values.double().numpy() for name, values in columns.items()}
+        return cls([samples[int(index)] for index in table.pop("index")], table)
+
+    def take(self, places: Sequence[int]) -> Results:
+        """Those of some of the images, in this order."""
+        table = {name: values[places] for name, values in self.table.items()}
+        return Results([self.samples[place] for place in places], table)
+
+
+class Scores(NamedTuple):
+    """What was measured of a subject: its scores, or where there is no ground truth its loss."""
+
+    subject: Subject
+    results: Results  # of all readable images
+    metres_per_unit: float | None  # that depths were scaled with; None: by each image's median alone
+    about: dict  # for metrics.json
+
+    @property
+    def known(self) -> Results:
+        """Of the images with ground truth inside the crop and below the cap."""
+        return self.results.take(np.flatnonzero(self.results.table["pixels"] > 0))
+
+    @property
+    def skipped_images(self) -> int:
+        """How many of the test images cannot be read."""
+        return len(self.subject.dataset) - len(self.results.samples)
+
+
+def score_subject(accelerator: Accelerator, subject: Subject, pixel_median: Tensor | None) -> Scores:
+    """Scores of all readable test images; for `pixel_median` see `fit_pixel_median`. Every process enters."""
+    unit, about = find_scale(accelerator, subject)
+
+    def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        moving = moving_masks(subject.dataset, batch)
+        return score_images(subject.model, batch, pixel_median, unit, moving, subject.config)
+
+    table = gather_columns(accelerator, subject.model, subject.loader, columns)
+    return Scores(subject, Results.of(table, subject.dataset.samples), unit, about)
+
+
+def score_losses(accelerator: Accelerator, subject: Subject) -> Scores:
+    """The terms of the loss of all readable test images. Every process enters.
+
+    Frames and weights of the terms are the configuration's, the networks and their range of depths the model's;
+    InputError where the two do not go together.
+    """
+    model, config = subject.model, subject.config
+    # The loss knows no metres, but how long the model's unit is can be told all the same.
+    unit, about = find_scale(accelerator, subject)
+    config.model, model.frames = model.settings, config.data.frames
+    check_config(config, subject.checkpoint, check_files=False, training=False)
+    if model.temporal_sources and not hasattr(model, "pose_decoder"):
+        raise InputError(
+            f"{subject.checkpoint}: has learned no motion for the loss of data.frames {config.data.frames}"
+        )
+    if model.cameras is not None:
+        subject.dataset.number_cameras(model.cameras.names)
+
+    def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**compute_losses(model(batch), batch, config), "index": batch["index"]}
+
+    table = gather_columns(accelerator, model, subject.loader, columns)
+    return Scores(subject, Results.of(table, subject.dataset.samples), unit, about)
+
+
+def score_refinement(scores: Scores, dataset: FrameDataset, steps: int) -> dict:
+    """Causal refinement (see `evaluate_refinement`) of a scored subject, with the metres that it was scored with."""
+    subject = scores.subject
+    with with_unit(subject.model, scores.metres_per_unit):
+        return evaluate_refinement(subject.model, dataset, subject.config, steps)
+
+
+def find_scale(accelerator: Accelerator, subject: Subject) -> tuple[float | None, dict]:
+    """Metres in a unit of the model, by `evaluate.camera_height` where that is set, and `about` with how it was found.
+
+    Every process enters. Raises InputError where no image shows the ground.
+    """
+    about = subject.about()
+    if subject.config.evaluate.camera_height is None:
+        return subject.model.settings.metres_per_unit, about
+    unit, found = scale_by_camera_height(accelerator, subject.model, subject.loader, subject.config)
+    accelerator.print(
+        f"scale      {found['metres']:g} m of camera height, {unit:.4g} m in a unit; "
+        f"{found['images']} of {count(found['images'] + found['images_without_ground'], 'image')} show the ground"
+    )
+    return unit, about | {"scale_source": CAMERA_HEIGHT, "camera_height": found}
+
+
+@contextmanager
+def with_unit(model: FeatDepth, unit: float | None) -> Iterator[None]:
+    """The model with another length of its unit (metres), for a while."""
+    own = model.settings
+    model.settings = dataclasses.replace(own, metres_per_unit=unit)
+    try:
+        yield
+    finally:
+        model.settings = own
 
 
 @torch.no_grad()
@@ -70,15 +191,16 @@ def score_images(
     return {**columns, "pixels": scores.pixels, "index": batch["index"]}
 
 
-def fit_pixel_median(accelerator: Accelerator, config: Config) -> tuple[Tensor | None, str]:
+def fit_pixel_median(
+    accelerator: Accelerator, dataset: FrameDataset | None, missing: str | None
+) -> tuple[Tensor | None, str]:
     """Median depth (metres) at each place of the image over the training drives, and how it was made, in words.
 
-    None where the training part has no ground truth here; the words say why. Every process enters.
+    dataset, missing: of `open_training_depth`; where there are no such images, None, and the words say why. Every
+    process enters.
     """
-    try:
-        dataset = build_dataset(config, "train", with_depth=True, frames=[0], require_depth=True)
-    except InputError as error:
-        return None, f"no per-pixel median: {error}"
+    if dataset is None:
+        return None, f"no per-pixel median: {missing}"
     stride = -(-len(dataset) // MOST_MEDIAN_FRAMES)
     samples = dataset.samples[::stride]
     own = samples[accelerator.process_index :: accelerator.num_processes]
@@ -99,7 +221,7 @@ def moving_masks(dataset: FrameDataset, batch: dict[str, Tensor]) -> list[np.nda
 
 
 def score_map(inverse_depth: Tensor, batch: dict[str, Tensor], config: Config) -> DepthScores:
-    """`DepthScores` of one map `[h, w]` for every image of the batch."""
+    """Scores of one map `[h, w]` for every image of the batch."""
     maps = inverse_depth.to(batch["depth"].device).expand(len(batch["depth"]), 1, *inverse_depth.shape)
     return score_batch(maps, batch["depth"], batch["depth_size"], *protocol_of(config))
 
@@ -139,14 +261,3 @@ def ground_heights(model: FeatDepth, batch: dict[str, Tensor], config: Config) -
         intrinsics = model.cameras(batch["camera"], intrinsics, is_flipped, batch["images"].shape[-2:])
     depths = model.to_depth(predict_disparity(model, batch, config))
     return torch.tensor([[ground_height(*each)] for each in zip(depths, intrinsics, strict=True)], device=depths.device)
-
-
-def predict_disparity(model: FeatDepth, batch: dict[str, Tensor], config: Config) -> Tensor:
-    """Sigmoid disparities `[B, 1, h, w]` of the batch's targets, with `evaluate.flip` also of their mirrored images."""
-    disparity = model.depth(batch["images"][:, 0])[0]
-    return blend_mirrored(model, batch, disparity) if config.evaluate.flip else disparity
-
-
-def blend_mirrored(model: FeatDepth, batch: dict[str, Tensor], disparity: Tensor) -> Tensor:
-    """`disparity` `[B, 1, h, w]` of the batch's targets blended with that of their mirrored images."""
-    return flip_post_process(disparity, model.depth(batch["images"][:, 0].flip(-1))[0].flip(-1))

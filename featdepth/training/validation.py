@@ -1,4 +1,4 @@
-"""The losses and depth scores of a validation, on all processes."""
+"""The losses and depth scores of a validation, and the predictions that are scored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config
-from featdepth.metrics.depth import DepthScores, mean_scores, score_batch
+from featdepth.metrics.depth import DepthScores, flip_post_process, mean_scores, score_batch
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
@@ -71,3 +71,14 @@ def score_prediction(
         *protocol_of(config),
         scale=None if metres_per_unit is None else 1.0,
     )
+
+
+def predict_disparity(model: FeatDepth, batch: dict[str, Tensor], config: Config) -> Tensor:
+    """Sigmoid disparities `[B, 1, h, w]` of the batch's targets, with `evaluate.flip` also of their mirrored images."""
+    disparity = model.depth(batch["images"][:, 0])[0]
+    return blend_mirrored(model, batch, disparity) if config.evaluate.flip else disparity
+
+
+def blend_mirrored(model: FeatDepth, batch: dict[str, Tensor], disparity: Tensor) -> Tensor:
+    """`disparity` `[B, 1, h, w]` of the batch's targets blended with that of their mirrored images."""
+    return flip_post_process(disparity, model.depth(batch["images"][:, 0].flip(-1))[0].flip(-1))
