@@ -18,8 +18,8 @@ from torch import Tensor
 
 from featdepth.config import Config, Loss
 from featdepth.console import Display
-from featdepth.data.dataset import STEREO, FrameDataset
-from featdepth.data.splits import Sample
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.samples import STEREO, Sample
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.metrics.depth import DepthScores, mean_scores

@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics
+from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.config import Config, Parser, Train
 from featdepth.data.synthetic import available_cores
 from featdepth.errors import InputError, run_program

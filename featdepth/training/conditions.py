@@ -12,8 +12,6 @@ from accelerate import Accelerator
 from featdepth.config import Config, to_dict
 from featdepth.config.values import shown
 from featdepth.data.mix import SHARED_KEYS, mixed_configs
-from featdepth.data.splits import is_among, part_drives
-from featdepth.kinds import KINDS
 from featdepth.models.saved.provenance import versions
 from featdepth.parallel.accelerator import compilation
 
@@ -133,12 +131,3 @@ def same_place(batch: int, saved: dict[str, object], now: dict[str, object]) -> 
 def samples_per_batch(conditions: dict[str, object]) -> int:
     """Samples that all processes together consume at a time."""
     return conditions["processes"] * conditions["train.batch_size"]
-
-
-def is_transductive(config: Config, recordings: Sequence[str]) -> bool:
-    """Whether a training goes on from another model and sees nothing but drives that it is tested on.
-
-    recordings: of the training data. That is the published "online refinement": it sees all test images at once.
-    """
-    tested = part_drives(config, "test", KINDS[config.data.kind].dataset_class())
-    return config.model.init is not None and all(is_among(name, tested) for name in recordings)
