@@ -16,7 +16,7 @@ from conftest import Result, call_program, run_program_process, succeeded
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics
+from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.evaluation.refinement import refine_stream
 from featdepth.models import FeatDepth
 from featdepth.odometry.egomotion import chain_motions, predict_motions

@@ -17,7 +17,7 @@ from featdepth.config import Config
 from featdepth.config.checks import check_config
 from featdepth.console import watched
 from featdepth.data.dataset import FrameDataset
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
 from featdepth.errors import InputError
 from featdepth.evaluation.refinement import evaluate_refinement
 from featdepth.evaluation.subject import Subject

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from featdepth.cameras.exif import exif_intrinsics
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics, read_pinhole
+from featdepth.cameras.intrinsics_files import read_pinhole
+from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.data.sets.clips import CLIP, read_record
 from featdepth.data.sets.video import INTRINSICS_NAME, read_matrix
 from featdepth.errors import InputError
