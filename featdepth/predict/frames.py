@@ -17,6 +17,7 @@ from featdepth.data.films import read_pictures
 from featdepth.data.images import LARGEST_IMAGE, read_photo
 from featdepth.errors import InputError
 from featdepth.parallel.loaders import PREFETCHED, keep_loading_at_signals
+from featdepth.predict.intrinsics import FrameCamera
 from featdepth.predict.sources import Source
 
 LONGEST_VIEW = 1280  # pixels: the longer side of what point clouds, videos and pages show of a frame
@@ -33,6 +34,7 @@ class Frame(NamedTuple):
     view: Tensor | None = None  # uint8 [h, w, 3], at most LONGEST_VIEW pixels long; None where it was not asked for
     seconds: float | None = None  # after the first frame; None for images
     error: str | None = None
+    camera: FrameCamera = FrameCamera()
 
 
 def load_photo(path: str | Path) -> np.ndarray:
