@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from featdepth.config import Config
+    from featdepth.config.keys import Config
 
 STEREO = "stereo baseline"
 SPEED = "known speed"
