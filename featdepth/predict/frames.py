@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from featdepth.data.films import read_pictures
 from featdepth.data.images import LARGEST_IMAGE, read_photo
 from featdepth.errors import InputError
-from featdepth.parallel.processes import outlive_signals
-from featdepth.parallel.shared_memory import PREFETCHED
+from featdepth.parallel.loaders import PREFETCHED, keep_loading_at_signals
+from featdepth.predict.intrinsics import FrameCamera
 from featdepth.predict.sources import Source
 
 LONGEST_VIEW = 1280  # pixels: the longer side of what point clouds, videos and pages show of a frame
@@ -34,6 +34,7 @@ class Frame(NamedTuple):
     view: Tensor | None = None  # uint8 [h, w, 3], at most LONGEST_VIEW pixels long; None where it was not asked for
     seconds: float | None = None  # after the first frame; None for images
     error: str | None = None
+    camera: FrameCamera = FrameCamera()
 
 
 def load_photo(path: str | Path) -> np.ndarray:
@@ -160,6 +161,6 @@ def load_batches(source: Source, wanted: Wanted, batch_size: int, workers: int) 
         num_workers=workers,
         collate_fn=collate,
         prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=keep_loading_at_signals,
         generator=torch.Generator().manual_seed(0),
     )

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from featdepth.config import Config
-from featdepth.data.splits import Sample, source_name
+from featdepth.data.samples import Sample
+from featdepth.data.splits import source_name
 from featdepth.evaluation.scoring import Results
 from featdepth.metrics import breakdown
 from featdepth.metrics.depth import METRICS
