@@ -124,6 +124,7 @@ def test_half_precision_and_formats(results: list[dict]) -> None:
         assert result["half"]["variance"].tolist() == pytest.approx([1, 1, 1], abs=0.05)
 
 
+@pytest.mark.usefixtures("whole_resnet18")
 def test_names_and_tensors_stay() -> None:
     config = tiny_config("feature_metric")
     model = tiny_model(config)

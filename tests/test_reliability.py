@@ -333,7 +333,8 @@ class TestSignals:
             time.sleep(1.2)
             if run.process.poll() is None:
                 os.kill(run.process.pid, signal.SIGINT)
-            assert run.end(10) == 130
+            # At its very end Python leaves signals to the system, which a shell tells as 130 too.
+            assert run.end(10) in (130, -signal.SIGINT)
 
     @pytest.mark.parametrize(("variable", "code"), [("ACCELERATE_MIXED_PRECISION", 0), ("TORCHELASTIC_RUN_ID", 143)])
     def test_an_orphan_of_a_launcher_ends_and_a_child_of_a_shell_does_not(self, variable: str, code: int) -> None:
@@ -588,15 +589,16 @@ class TestSlurm:
         environment = program_environment() | {"PATH": path} | slurm | variables
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
 
-    def test_a_launcher_on_each_machine(
-        self, two_process_run: Path, config_file: Path, run_directory: Path, tmp_path: Path
-    ) -> None:
+    def test_a_launcher_on_each_machine(self, config_file: Path, run_directory: Path, tmp_path: Path) -> None:
         """Two machines with one process each train to the same weights as one machine with two."""
         srun = 'shift; for id in 0 1; do SLURM_NODEID=$id "$@" & done; wait -n; wait -n'
-        arguments = [config_file, "--cpu", f"run.directory={run_directory}", *INTERRUPTIBLE]
+        options, one_machine = [*INTERRUPTIBLE, "train.max_steps=2"], tmp_path / "one_machine"
+        command = ["train.py", "--cpu", "--config", config_file, f"run.directory={one_machine}", *options]
+        succeeded(run_program_process(command, processes=2, launcher_options=["--mixed_precision", "bf16"]))
+        arguments = [config_file, "--cpu", f"run.directory={run_directory}", *options]
         result = self.run(tmp_path, srun, arguments, cwd=REPOSITORY)
         assert result.returncode == 0, result.stderr
-        assert "2 x cpu" in result.stdout and differences(two_process_run, run_directory) == []
+        assert "2 x cpu" in result.stdout and differences(one_machine, run_directory) == []
 
     @pytest.mark.parametrize("gpus", ["4", "a100:4"])
     def test_what_srun_does_not_take_over_is_exported(
