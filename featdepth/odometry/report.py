@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.odometry.plots import plot_segment_errors, plot_ways
 from featdepth.odometry.scores import ALIGNMENTS, align
-from featdepth.wording import count
 
 MOST_BLOCKS = 5  # sequences that the table shows; odometry.json has all
 COLUMNS = (  # of the table: heading, key, digits
