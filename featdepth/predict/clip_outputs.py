@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from featdepth.drawing import nearest_depth
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
-from featdepth.predict.depth_pictures import nearest_depth
 from featdepth.predict.fusion import DepthView, FusedCloud, fuse
 from featdepth.predict.outputs import Saved, clip_files, page_frame, page_notes
 from featdepth.predict.page import MOST_FRAMES, WIDEST, write_page

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from featdepth.data.films import read_pictures
 from featdepth.data.images import LARGEST_IMAGE, read_photo
 from featdepth.errors import InputError
-from featdepth.parallel.processes import outlive_signals
-from featdepth.parallel.shared_memory import PREFETCHED
+from featdepth.parallel.loaders import PREFETCHED, keep_loading_at_signals
 from featdepth.predict.intrinsics import FrameCamera
 from featdepth.predict.sources import FrameSource
 
@@ -164,6 +163,6 @@ def load_batches(source: FrameSource, wanted: Wanted, batch_size: int, workers: 
         num_workers=workers,
         collate_fn=collate,
         prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=keep_loading_at_signals,
         generator=torch.Generator().manual_seed(0),
     )

@@ -12,8 +12,8 @@ from featdepth.errors import InputError
 from featdepth.files import read_json, write_text
 from featdepth.models import FeatDepth
 from featdepth.models.saved.digest import weights_digest
+from featdepth.models.saved.provenance import versions
 from featdepth.predict.sources import RECORD, name_inputs
-from featdepth.training.run_directory import versions
 
 VERSION = 1  # of what is written: raise it when that changes
 LARGEST_RECORD = 256 << 20  # bytes; a name and a path for each input

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from featdepth.drawing import colour_depth, draw_depth, nearest_depth
 from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
-from featdepth.predict.depth_files import write_depth_npz, write_depth_png, write_depth_tiff
-from featdepth.predict.depth_pictures import colour_depth, draw_depth, nearest_depth, write_picture
+from featdepth.predict.depth_files import write_depth_npz, write_depth_png, write_depth_tiff, write_picture
 from featdepth.predict.frames import InputFrame, frame_name
 from featdepth.predict.metres import NO_GROUND, scale_of_image
 from featdepth.predict.network import Predicted, depth_at

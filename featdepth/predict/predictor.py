@@ -21,7 +21,8 @@ from featdepth.console import Display
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
-from featdepth.parallel.shared_memory import check_shared_memory
+from featdepth.parallel.accelerator import compiled
+from featdepth.parallel.loaders import check_shared_memory
 from featdepth.predict.clip_outputs import ClipOutputs
 from featdepth.predict.frames import Batch, InputFrame, Wanted, frame_bytes, load_batches, loader_processes
 from featdepth.predict.intrinsics import Cameras
@@ -31,7 +32,6 @@ from featdepth.predict.outputs import Saved, done_frames, save_frame
 from featdepth.predict.settings import USES_POSES, Settings
 from featdepth.predict.sources import FrameSource
 from featdepth.scale import Scale
-from featdepth.training.run_directory import compiled
 
 WRITERS = 4  # threads that write files while the networks go on
 MOST_WAITING = 16  # frames that wait for them
