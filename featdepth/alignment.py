@@ -32,7 +32,9 @@ from featdepth.geometry import (
 ITERATIONS = (4, 4, 4, 4, 8)  # of the levels, the finest first; the last number is that of all coarser ones too
 SMALLEST_SIDE = 8  # pixels of the coarsest level
 MOST_PIXELS = 1 << 15  # of a level; of more, those with the strongest gradients of their neighbourhoods are taken
-FREEDOM = 5.0  # degrees of Student's t, whose weights forgive occlusions and moving things
+# Degrees of freedom of Student's t, whose weights forgive occlusions and moving things: of the levels, the finest first.
+# The fewer, the more is forgiven, which is too much as long as the pictures are far from each other.
+FREEDOM = (2.0, 2.0, 5.0)
 NORMAL_DEVIATION = 1.4826  # standard deviations of a normal distribution in the median of its sizes
 # In parts of the target's contrast. Where most pixels are flat, and fit however the camera moves, the median would make
 # outliers of all the others.
@@ -71,6 +73,7 @@ class Level(NamedTuple):
     weight: Tensor  # of the pixels [B, 1, N], 0 where one is not to be used
     total: Tensor  # sum of the weights [B], above 0
     contrast: Tensor  # standard deviation of the values [B]
+    freedom: float  # see FREEDOM
 
 
 class State(NamedTuple):
@@ -139,13 +142,14 @@ def make_levels(
     target: Tensor, source: Tensor, inverse_depth: Tensor, weight: Tensor, intrinsics: Tensor, free_tone: bool
 ) -> list[Level]:
     """The pyramid, its finest level first; each has half the size of the one before."""
-    levels = [make_level(target, source, inverse_depth, weight, intrinsics, free_tone)]
+    levels = [make_level(target, source, inverse_depth, weight, intrinsics, free_tone, FREEDOM[0])]
     while min(target.shape[-2:]) >= 2 * SMALLEST_SIDE:
         target, source = halve(target, smooth=True), halve(source, smooth=True)
         weighted, weight = halve(inverse_depth * weight, smooth=False), halve(weight, smooth=False)
         inverse_depth = weighted / weight.clamp(min=1e-12)
         intrinsics = resize_intrinsics(intrinsics, (2, 2), (1, 1))
-        levels.append(make_level(target, source, inverse_depth, weight, intrinsics, free_tone))
+        freedom = FREEDOM[min(len(levels), len(FREEDOM) - 1)]
+        levels.append(make_level(target, source, inverse_depth, weight, intrinsics, free_tone, freedom))
     return levels
 
 
@@ -158,7 +162,13 @@ def halve(image: Tensor, smooth: bool) -> Tensor:
 
 
 def make_level(
-    target: Tensor, source: Tensor, inverse_depth: Tensor, weight: Tensor, intrinsics: Tensor, free_tone: bool
+    target: Tensor,
+    source: Tensor,
+    inverse_depth: Tensor,
+    weight: Tensor,
+    intrinsics: Tensor,
+    free_tone: bool,
+    freedom: float,
 ) -> Level:
     """A level of pictures of this size."""
     height, width = target.shape[-2:]
@@ -180,7 +190,7 @@ def make_level(
     projection = torch.stack([x * (2 / (width - 1)) - last, y * (2 / (height - 1)) - last, last], dim=-2)
     points, total = torch.cat([rays, inverse_depth], dim=1), weight.sum((1, 2)).clamp(min=1e-12)
     contrast = standard_deviation(values, weight / total[:, None, None])
-    return Level(source, projection, points, values, jacobian.flatten(2), weight, total, contrast)
+    return Level(source, projection, points, values, jacobian.flatten(2), weight, total, contrast, freedom)
 
 
 def standard_deviation(values: Tensor, weight: Tensor) -> Tensor:
@@ -236,14 +246,14 @@ def linearise(level: Level, pose: Tensor, tone: Tensor, damping: Tensor, stride:
     """The state at a pose. The scale is that of its own residuals, at every pose anew: it shrinks as they do."""
     residuals, seen = compare(level, pose, tone)
     scale = torch.maximum(robust_scale(residuals, seen), SMALLEST_SCALE * level.contrast).clamp(min=1e-6)
-    squares = (residuals / scale[:, None, None]).square() / FREEDOM
-    weighted = level.jacobian * ((1 + 1 / FREEDOM) / (1 + squares) * seen).flatten(1)[:, None]
+    squares = (residuals / scale[:, None, None]).square() / level.freedom
+    weighted = level.jacobian * ((1 + 1 / level.freedom) / (1 + squares) * seen).flatten(1)[:, None]
     hessian = weighted @ level.jacobian.transpose(1, 2)
     gradient = (weighted @ residuals.flatten(1)[..., None])[..., 0]
     in_view = seen.sum((1, 2))
     # Of Student's t, with its scale: poses compete though each has another.
     errors = (squares.log1p() * seen).sum((1, 2)) / (residuals.shape[1] * in_view).clamp(min=1e-12)
-    cost, used = scale.log() + (FREEDOM + 1) / 2 * errors, in_view / level.total
+    cost, used = scale.log() + (level.freedom + 1) / 2 * errors, in_view / level.total
     cost = torch.where(used > SMALLEST_SHARE, cost, torch.inf)
     return State(pose, tone, hessian, gradient, cost, scale, used, damping, stride)
 
