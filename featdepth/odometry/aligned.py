@@ -21,7 +21,7 @@ from featdepth.geometry import correspondences, invert_pose, pose_from_vector, r
 from featdepth.models import FeatDepth
 from featdepth.odometry.egomotion import LARGEST_BATCH, as_tensor, seen_frame
 
-ITERATIONS = (10,)  # on every level
+THOROUGH = (10,)  # iterations, on every level
 LARGEST_GAP = 1.0  # pixels at the model's size, in the mean over the picture, between both ways
 
 
@@ -126,7 +126,7 @@ def align_both_ways(pairs: Pairs, start: Tensor | None) -> tuple[Tensor, Tensor]
         torch.cat([pairs.earlier_depth, pairs.later_depth]),
         torch.cat([pairs.intrinsics, pairs.intrinsics]),
         None if start is None else torch.cat([start, invert_pose(start)]),
-        iterations=ITERATIONS,
+        iterations=THOROUGH,
     )
     (forwards, backwards), (is_known, also_known) = found.pose.chunk(2), found.is_known.chunk(2)
     backwards = invert_pose(backwards)
