@@ -221,7 +221,8 @@ def test_model_trained_on_a_test_drive(two_drives: Path, tmp_path: Path) -> None
     card = read_card(tmp_path / "out")
     assert card["contaminated"] == [drive] and card["leakage"]["shared"] == [drive]
     assert (
-        list(card)[2] == "contaminated" and f"CONTAMINATED: trained on drives it must not know: {drive}" in result.out
+        list(card)[2] == "contaminated"
+        and f"CONTAMINATED: trained on drives that it should not have seen: {drive}" in result.out
     )
     title, mark = (tmp_path / "out" / "card.md").read_text().split("\n\n")[:2]
     assert (

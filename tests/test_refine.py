@@ -92,7 +92,7 @@ def test_a_stream_is_the_same_again_and_the_given_model_stays_as_it_is(model, fr
 
 
 def test_a_learning_rate_that_is_far_too_large_ends_in_one_line(model, frames):
-    with pytest.raises(InputError, match="not finite any more; lower the learning rate"):
+    with pytest.raises(InputError, match="no longer finite; lower the learning rate"):
         list(refine_stream(model, frames, tiny_intrinsics(1)[0], steps=8, learning_rate=1e18))
 
 

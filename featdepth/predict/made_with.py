@@ -108,9 +108,9 @@ def read_record(out: Path) -> dict[str, Any] | None:
     try:
         record = read_json(path, LARGEST_RECORD, "the record")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no record of a prediction ({error}); choose another --out") from error
+        raise InputError(f"{path}: not a record of a prediction ({error}); choose another --out") from error
     if not is_record(record):
-        raise InputError(f"{path}: no record of a prediction of this version; choose another --out")
+        raise InputError(f"{path}: not a record of a prediction of this version; choose another --out")
     return record
 
 
