@@ -332,12 +332,12 @@ class TestCards:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "no valid JSON"),
-            ("[" * 100000, "no valid JSON"),
-            ("[]", "no JSON object"),
+            ("", "not valid JSON"),
+            ("[" * 100000, "not valid JSON"),
+            ("[]", "the card is not a JSON object"),
             ("{}", "format"),
             ('{"format": 99, "kind": "depth"}', "card format 99"),
-            ('{"format": 1, "kind": "depth", "model": 3}', "model is no JSON object"),
+            ('{"format": 1, "kind": "depth", "model": 3}', "model is not a JSON object"),
         ],
     )
     def test_damaged_card(self, tmp_path: Path, text: str, message: str) -> None:

@@ -168,7 +168,7 @@ def test_what_cannot_be_refined_is_refused(frames):
     with pytest.raises(InputError, match="autoencoder predicts no depth"):
         Refiner(tiny_model(tiny_config("autoencoder", [0])))
     monocular = Refiner(tiny_model(tiny_config("photometric", [0, -1], metres_per_unit=None)))
-    with pytest.raises(InputError, match="up to scale has no use for a stereo baseline"):
+    with pytest.raises(InputError, match="without metres cannot learn from a stereo baseline"):
         monocular.learn(frames[0], tiny_intrinsics(1)[0], frames[1], torch.eye(4))
 
 
