@@ -151,7 +151,7 @@ class TestDepth:
         model = save_model(tmp_path / "relative", metres_per_unit=None)
         kinds = "depth_png,npz,points,trajectory,page"
         result = succeeded(predict_here(clip, "--save", kinds, "--field-of-view", "80", model=model))
-        assert "knows no metres" in result.out and "up to scale" in result.out
+        assert "has no metric scale" in result.out and "up to scale" in result.out
         made = tmp_path / "out" / "clip"
         assert Image.open(made / "0_depth.png").text["depth unit"] == "relative"
         assert np.load(made / "0_depth.npz")["unit"] == "relative"
