@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, default_collate
 
 from featdepth.config import Config, load_config, parse_arguments, to_dict
-from featdepth.console import Display
+from featdepth.console import Display, count
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.data.baselines import check_baselines
 from featdepth.data.notes import describe_intrinsics, shape_note, unused_settings
@@ -58,7 +58,6 @@ from featdepth.training.run_directory import RunDirectory
 from featdepth.training.schedule import fitted, learning_rate, notes, window_size
 from featdepth.training.signals import EXIT_CODES, NOTHING, SAVE, Requests
 from featdepth.training.validation import validate
-from featdepth.wording import count
 
 
 def main() -> None:
@@ -94,7 +93,7 @@ def main() -> None:
     kinds = {member.config.kind for member in train_data.members}
     model.record_configuration(to_dict(config), kinds, is_transductive(config, train_data.recordings()))
     model = model.to(memory_format=torch.channels_last)
-    if config.train.sync_batch_norm and accelerator.num_processes > 1:
+    if accelerator.num_processes > 1:
         synchronise_batch_norms(model, accelerator.num_processes)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from featdepth.console import count
 from featdepth.odometry.scores import ALIGNMENTS
-from featdepth.wording import count
 
 MOST_BLOCKS = 5  # sequences that the table shows; odometry.json has all
 COLUMNS = (  # of the table: heading, key, digits

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from featdepth.config import Config, Train
+from featdepth.console import count
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.models.saved import verdict
@@ -39,7 +40,6 @@ from featdepth.predict.side_by_side import check_video_writer
 from featdepth.predict.sources import FrameSource
 from featdepth.predict.work import describe, plan_work, share
 from featdepth.scale import CAMERA_HEIGHT, METRES, RELATIVE, describe_scale, unit_of
-from featdepth.wording import count
 
 LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for one with a long video
 

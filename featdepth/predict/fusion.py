@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.geometry import project, sample
 from featdepth.predict.point_cloud import GRAZING_ANGLE, PointCloud, camera_points, has_depth, is_grazing
-from featdepth.wording import count
 
 REACH = 2  # views before, and after, that a view is checked against
 MOST_PIXELS = 1 << 18  # of a view; of larger ones every second, third ... row and column is used

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featdepth.console import count
 from featdepth.data.films import read_pictures
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
@@ -23,7 +24,6 @@ from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.page import spread
 from featdepth.predict.sources import FrameSource
 from featdepth.scale import CAMERA_HEIGHT, Scale
-from featdepth.wording import count
 
 MOST_LOOKED_AT = 40  # frames of a clip
 NO_GROUND = "a ground plane in the lower middle, which --camera-height needs; leave it out for relative depth"

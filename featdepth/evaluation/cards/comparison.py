@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from featdepth.config import Parser
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.evaluation.cards.blocks import DASH, between, escape_markdown, figure
 from featdepth.evaluation.cards.content import FLIPS, MODEL_SCALES, metric_title
 from featdepth.evaluation.cards.read_card import Card, read_card
 from featdepth.metrics.depth import METRICS
-from featdepth.wording import count
 
 MARK = "CONTAMINATED"
 UNKNOWN = "leakage unknown"

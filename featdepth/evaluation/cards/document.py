@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from featdepth.console import count
 from featdepth.evaluation.cards.blocks import (
     DASH,
     Alarm,
@@ -22,7 +23,6 @@ from featdepth.evaluation.cards.content import FLIPS, SCALE_TITLES, metric_title
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import CAMERA_HEIGHT
-from featdepth.wording import count
 
 FLIP_TITLES = {"plain": "without flip post-processing", "flip": "with flip post-processing"}
 TRIVIAL_TITLES = {  # by scale
