@@ -38,7 +38,7 @@ FREEDOM = (2.0, 2.0, 5.0)
 NORMAL_DEVIATION = 1.4826  # standard deviations of a normal distribution in the median of its sizes
 # In parts of the target's contrast. Where most pixels are flat, and fit however the camera moves, the median would make
 # outliers of all the others.
-NARROWEST = 0.05
+STRICTEST = 0.05
 MEDIAN_SAMPLES = 1 << 12  # residuals that the robust scale is made from
 NEAREST_SEEN = 1e-3  # median depths: what comes nearer to the source's plane is not seen
 FIRST_DAMPING, EASED, RAISED = 1e-3, 0.3, 10.0  # Levenberg's, in parts of the diagonal
@@ -245,7 +245,7 @@ def refine(level: Level, pose: Tensor, tone: Tensor, iterations: int) -> Estimat
 def linearise(level: Level, pose: Tensor, tone: Tensor, damping: Tensor, stride: Tensor) -> Estimate:
     """The state at a pose. The scale is that of its own residuals, at every pose anew: it shrinks as they do."""
     residuals, seen = compare(level, pose, tone)
-    scale = torch.maximum(robust_scale(residuals, seen), NARROWEST * level.contrast).clamp(min=1e-6)
+    scale = torch.maximum(robust_scale(residuals, seen), STRICTEST * level.contrast).clamp(min=1e-6)
     squares = (residuals / scale[:, None, None]).square() / level.freedom
     weighted = level.jacobian * ((1 + 1 / level.freedom) / (1 + squares) * seen).flatten(1)[:, None]
     hessian = weighted @ level.jacobian.transpose(1, 2)

@@ -233,7 +233,7 @@ def test_the_level_has_the_jacobian_of_its_pictures(pair):
     """A small increment changes the residuals of equal pictures as the level's Jacobian says."""
     smooth = functional.interpolate(pair.target[:, :, ::8, ::8], SIZE, mode="bicubic", align_corners=True)
     level = alignment.make_level(
-        smooth, smooth, 1 / pair.depth.clamp(max=100), torch.ones_like(smooth), pair.intrinsics, True
+        smooth, smooth, 1 / pair.depth.clamp(max=100), torch.ones_like(smooth), pair.intrinsics, True, 2.0
     )
     increment = torch.tensor([[2e-3, -3e-3, 4e-3, 0.05, 0.03, -0.1]]).expand(2, 6)
     pose = geometry.pose_from_vector(increment[:, :3], increment[:, 3:])
