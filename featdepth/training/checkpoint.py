@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
@@ -43,6 +44,12 @@ class Progress:
     bad_in_a_row: int = 0  # steps up to here whose loss or gradient was not finite
     interval: list[list[float]] = field(default_factory=list)  # each process's sums since the last log line
 
+    def end_validation(self, loss: float) -> bool:
+        """Note that the step is validated, with this loss; whether that is the smallest so far."""
+        is_best = loss < (math.inf if self.best_loss is None else self.best_loss)
+        self.validated, self.best_loss = self.step, loss if is_best else self.best_loss
+        return is_best
+
     def load(self, state: dict) -> None:
         for each in fields(self):
             setattr(self, each.name, state[each.name])
@@ -53,7 +60,7 @@ def save_checkpoint(
 ) -> None:
     """Write `folder/step_<n>` with everything that an exact resume needs, then remove all but the `keep` newest.
 
-    conditions: see `circumstances`. Every process enters. Raises InputError when it cannot be written; the checkpoints
+    conditions: see `conditions_of`. Every process enters. Raises InputError when it cannot be written; the checkpoints
     before it are then intact.
     """
     final = folder / f"{PREFIX}{progress.step}"
