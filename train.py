@@ -69,7 +69,7 @@ def main() -> None:
     model.provenance.add_data(train_data.recordings(), contaminated, kinds)
     model.provenance.begin_training(to_dict(config), is_transductive(config, train_data.recordings()))
     model = model.to(memory_format=torch.channels_last)
-    if config.train.sync_batch_norm and accelerator.num_processes > 1:
+    if accelerator.num_processes > 1:
         synchronise_batch_norms(model, accelerator.num_processes)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(

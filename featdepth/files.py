@@ -79,6 +79,17 @@ def read_json(path: str | Path, limit: int, what: str, **options: Any) -> Any:
     return json.loads(read_text(path, limit, what, errors="strict"), **options)
 
 
+def read_object(path: str | Path, limit: int, what: str, problem: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError as `read_text` does, and "<path>: <problem>" for anything else."""
+    try:
+        found = read_json(path, limit, what)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {problem}")
+    return found
+
+
 def read_safetensors(path: str | Path, limit: int, what: str) -> bytes:
     """The content of a safetensors file, not parsed yet. Raises InputError as `read_bytes`, and for a huge header."""
     data = read_bytes(path, limit, what)

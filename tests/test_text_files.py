@@ -17,8 +17,8 @@ from featdepth.data.kitti.drives import KITTI_DRIVES
 from featdepth.data.kitti.oxts import read_speed, read_times
 from featdepth.data.listing import read_matrix, read_numbers
 from featdepth.data.samples import read_list
-from featdepth.data.sets.cityscapes import read_record as read_cityscapes
 from featdepth.data.sets.cityscapes import read_timestamp
+from featdepth.data.sets.cityscapes import read_values as read_cityscapes
 from featdepth.data.sets.clips import read_record
 from featdepth.data.sets.eth3d import read_lines
 from featdepth.data.sets.euroc_files import read_images, read_sensor

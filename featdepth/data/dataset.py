@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.config.keys import Config
+from featdepth.console import count
 from featdepth.data.baselines import check_stereo_pose
 from featdepth.data.footage import Footage
 from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
@@ -19,7 +20,6 @@ from featdepth.data.samples import STEREO, Sample, list_file, read_list
 from featdepth.data.selection import count_unknown, moving_samples
 from featdepth.errors import InputError
 from featdepth.geometry import crop_intrinsics, resize_intrinsics
-from featdepth.wording import count
 
 UNNUMBERED = -1  # the camera of a sample whose intrinsics no model has learned
 SKIPPING_ADVICE = ", or set data.skip_bad_frames=true"  # in errors of single frames

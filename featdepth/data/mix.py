@@ -24,10 +24,10 @@ from torch.utils.data import Dataset
 
 from featdepth.config import Config, load_config
 from featdepth.config.checks import check_config
+from featdepth.console import count
 from featdepth.data.splits import check_leakage, frame_range, is_among, leaks, part_drives
 from featdepth.errors import InputError
 from featdepth.kinds import KINDS
-from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.data.dataset import FrameDataset

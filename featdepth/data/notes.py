@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from featdepth.console import count
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.mix import MixedDataset
 from featdepth.data.shape import fitting_size, squeezed
-from featdepth.wording import count
 
 MOST_SQUEEZED = 1.25  # ratio of two aspect ratios: beyond it pictures are noticeably squeezed
 FIELD_OF_VIEW = "data.field_of_view"  # how a source begins that is an angle, and no calibration

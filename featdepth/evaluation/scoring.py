@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config
 from featdepth.config.checks import check_config
-from featdepth.console import watched
+from featdepth.console import count, watched
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.samples import Sample
 from featdepth.errors import InputError
@@ -31,7 +31,6 @@ from featdepth.objective import compute_losses
 from featdepth.parallel.processes import gather_columns, gather_values
 from featdepth.scale import CAMERA_HEIGHT
 from featdepth.training.validation import blend_mirrored, predict_disparity, score_prediction
-from featdepth.wording import count
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 

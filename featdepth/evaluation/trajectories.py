@@ -23,9 +23,9 @@ from featdepth.evaluation.scoring import find_scale, with_unit
 from featdepth.evaluation.subject import Subject
 from featdepth.files import write_text
 from featdepth.odometry.egomotion import chain_motions, check_has_pose, motions_between
-from featdepth.odometry.plots import MISSING, has_matplotlib
-from featdepth.odometry.report import COLUMNS, METRIC, STRAIGHT_AHEAD, draw_plots, format_scores, shorten
+from featdepth.odometry.plots import MISSING, draw_plots, has_matplotlib
 from featdepth.odometry.scores import ALIGNMENTS, score_trajectory
+from featdepth.odometry.table import COLUMNS, METRIC, STRAIGHT_AHEAD, format_scores, shorten
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
 from featdepth.parallel.processes import gather_values, on_main_process
 

@@ -20,7 +20,7 @@ from featdepth.models.learned_intrinsics import LearnedIntrinsics
 from featdepth.models.recompute import Segmented
 from featdepth.models.saved.pretrained import Pretrained
 from featdepth.models.saved.provenance import Provenance
-from featdepth.scale import GIVEN, STEREO, Scale
+from featdepth.scale import BASELINE, GIVEN, Scale
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -93,7 +93,7 @@ class FeatDepth(nn.Module, Pretrained):
         if not self.has_depth or self.settings.metres_per_unit is None:
             return None
         # Models that were saved before they said so, or that were never trained.
-        assumed = STEREO if "s" in self.frames else GIVEN
+        assumed = BASELINE if "s" in self.frames else GIVEN
         return self.provenance.scale_source or assumed
 
     @property

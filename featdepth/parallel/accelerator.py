@@ -18,10 +18,10 @@ from accelerate.utils import (
 from torch import nn
 
 from featdepth.config import Config
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.parallel.host import keep_freed_memory
 from featdepth.parallel.launcher import check_accelerator, check_choices, end_with_launcher
-from featdepth.wording import count
 
 # Compilers that tell what a segment computes again in the backward pass from the statistics that it changes.
 RECOMPUTING_BACKENDS = {DynamoBackend.NO, DynamoBackend.AOT_EAGER, DynamoBackend.INDUCTOR}

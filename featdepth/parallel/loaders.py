@@ -18,11 +18,11 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config
+from featdepth.console import count
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.mix import MixedDataset
 from featdepth.errors import InputError
 from featdepth.parallel.processes import on_all_processes
-from featdepth.wording import count
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2  # batches that each loader process has ready, as torch has it by default

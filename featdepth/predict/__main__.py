@@ -25,20 +25,20 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from featdepth.config import Config, Train
+from featdepth.console import count
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.odometry.egomotion import check_has_pose
 from featdepth.parallel.accelerator import device_name, make_accelerator, precision
 from featdepth.parallel.processes import on_all_processes, on_main_process
 from featdepth.predict.intrinsics import Cameras
-from featdepth.predict.made_with import fingerprint
+from featdepth.predict.made_with import model_digest
 from featdepth.predict.predictor import Predictor, Tally, gather_tally, print_failure
 from featdepth.predict.settings import NEEDS_POSES, Settings, parse_arguments
 from featdepth.predict.side_by_side import check_video_writer
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 from featdepth.predict.work import describe, plan_work, share
 from featdepth.scale import CAMERA_HEIGHT, METRES, RELATIVE, describe_scale, unit_of
-from featdepth.wording import count
 
 LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for one with a long video
 
@@ -136,10 +136,10 @@ def divide_kinds(save: list[str], model: FeatDepth) -> tuple[list[str], list[str
 
 def plan_here(
     arguments: argparse.Namespace, model: FeatDepth, settings: Settings, accelerator: Accelerator
-) -> tuple[list[Source], list[str]]:
+) -> tuple[list[FrameSource], list[str]]:
     """`plan_work` for the inputs of the command line."""
     made_with = {
-        "model": fingerprint(model),
+        "model": model_digest(model),
         "precision": accelerator.mixed_precision,
         "refinement": settings.refine,
         "camera height": settings.camera_height,

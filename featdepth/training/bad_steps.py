@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import write_text
 from featdepth.parallel.processes import on_main_process
-from featdepth.wording import count
 
 RECORD = "bad_steps.json"
 SMALLEST_SCALE = 1.0  # of a loss, below which it is not the scale that makes gradients overflow

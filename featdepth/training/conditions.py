@@ -46,7 +46,6 @@ MEANINGS = (  # the first prefix counts
     ("train.batch_size", OTHER_STEPS),
     ("train.accumulate", OTHER_STEPS),
     ("train.seed", "another order, augmentation and dropout"),
-    ("train.sync_batch_norm", "other batch statistics"),
     ("training samples", "the list of samples has changed, and so does their order"),
     ("validation samples", "validation losses before and after cannot be compared"),
     ("device", "sums are rounded differently"),

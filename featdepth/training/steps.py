@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config
+from featdepth.console import count
 from featdepth.training.bad_steps import BadSteps
 from featdepth.training.checkpoint import Progress
 from featdepth.training.journal import IntervalLog
 from featdepth.training.schedule import fitted, learning_rate, notes, window_size
-from featdepth.wording import count
 
 
 class Steps:

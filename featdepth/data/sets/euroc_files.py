@@ -11,10 +11,10 @@ import numpy as np
 from featdepth.cameras.lenses import Lens
 from featdepth.cameras.pinhole import matrix
 from featdepth.config.values import convert, parse_yaml
+from featdepth.console import count
 from featdepth.data.listing import file_names, read_numbers
 from featdepth.errors import InputError
 from featdepth.files import read_text
-from featdepth.wording import count
 
 TRUTH_COLUMNS = 17  # nanoseconds, position, quaternion (w first), velocity, two biases
 IMAGE_LINE = re.compile(r"\s*([0-9]{1,19})\s*,\s*([^\s,/\\]+)\s*")

@@ -18,6 +18,7 @@ import numpy as np
 
 from featdepth.cameras.intrinsics_files import read_pinhole
 from featdepth.cameras.pinhole import field_of_view_intrinsics
+from featdepth.console import count
 from featdepth.data.footage import Camera
 from featdepth.data.frame_folders import list_sequence
 from featdepth.data.images import image_size
@@ -26,7 +27,6 @@ from featdepth.data.samples import Sample
 from featdepth.data.sets.clips import CLIP, SUMMARY, read_record
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 INTRINSICS_NAME = "intrinsics.txt"
 # A film of variable frame rate waits between frames for up to this many seconds, and times its usual interval.

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import read_json
 from featdepth.kinds import LICENCES
@@ -16,7 +17,6 @@ from featdepth.metrics.protocols import describe_protocol
 from featdepth.models.saved.provenance import Provenance
 from featdepth.models.saved.storage import LIBRARY, TAGS
 from featdepth.scale import describe_scale
-from featdepth.wording import count
 
 LARGEST_SCORES = 16 << 20  # bytes of metrics.json
 SHOWN = 20  # names of a list
