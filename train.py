@@ -26,7 +26,6 @@ from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.data.baselines import check_baselines
 from featdepth.data.splits import is_transductive
 from featdepth.models import FeatDepth, build_model
-from featdepth.models.batch_norm import synchronise_batch_norms
 from featdepth.models.saved.provenance import describe_check
 from featdepth.objective import compute_losses
 from featdepth.parallel.accelerator import bare_model, begin_pass, compiled, keep_gradients, make_accelerator
@@ -35,7 +34,7 @@ from featdepth.parallel.processes import on_main_process
 from featdepth.training.checkpoint import Progress, resume, save_checkpoint
 from featdepth.training.conditions import conditions_of, configuration_digest
 from featdepth.training.header import print_header
-from featdepth.training.journal import Journal, MetricsFile
+from featdepth.training.journal import Journal, MetricsFile, flat_config
 from featdepth.training.panels import draw_panel
 from featdepth.training.run_directory import RunDirectory
 from featdepth.training.signals import Asked, Requests
@@ -65,16 +64,12 @@ def main() -> None:
         learned = config.model.intrinsics == "learned"
         model = build_model(config, train_data.start_intrinsics() if learned else None)
     validation_data.number_cameras(model.camera_names)
-    kinds = {member.config.kind for member in train_data.members}
-    model.provenance.add_data(train_data.recordings(), contaminated, kinds)
+    model.provenance.add_data(train_data.recordings(), contaminated, {each.config.kind for each in train_data.members})
     model.provenance.begin_training(to_dict(config), is_transductive(config, train_data.recordings()))
     model = model.to(memory_format=torch.channels_last)
-    if accelerator.num_processes > 1:
-        synchronise_batch_norms(model, accelerator.num_processes)
+    model.synchronise_batch_norms(accelerator.num_processes)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(
-        trainable, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
-    )
+    optimizer = torch.optim.Adam(trainable, config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True)
 
     # Accelerate. Where the launcher asks for it, it compiles the networks; what surrounds them is compiled here.
     model, optimizer, train_loader, validation_loader = accelerator.prepare(
@@ -87,26 +82,25 @@ def main() -> None:
     # Where the run stands. Dropout differs between processes from here on; all else is drawn per sample.
     set_seed(config.train.seed, device_specific=True)
     progress, checkpoints, resumed = Progress(), run.path / "checkpoints", None
-    conditions = conditions_of(
-        accelerator, config, train_data.samples, validation_data.samples, batches=len(train_loader)
-    )
+    conditions = conditions_of(accelerator, config, train_data.samples, validation_data.samples, len(train_loader))
     bare.provenance.configuration_digest = configuration_digest(conditions, config)
     if run.resume:
         resumed = resume(accelerator, checkpoints, progress, conditions, arguments.resume_anyway)
         for group in optimizer.param_groups:  # a checkpoint brings its own
             group["weight_decay"] = config.optimizer.weight_decay
-    steps = Steps(accelerator, bare, optimizer, config, progress, batches=len(train_loader))
 
     # From here on there is a run: nothing is written before all of the above is known to work.
     run.make()
+    accelerator.init_trackers("featdepth", config=flat_config(config))
+    steps = Steps(accelerator, bare, optimizer, config, progress, batches=len(train_loader))
     metrics = MetricsFile(run.path / "metrics.jsonl", enabled=accelerator.is_main_process)
     validation_due = steps.are_done or steps.epoch_is_done
     on_main_process(accelerator, lambda: metrics.forget_after(progress.step, validated=not validation_due))
     requests = Requests(accelerator, timedelta(seconds=config.train.timeout))
     print_header(accelerator, config, bare, train_data, validation_data, steps, resumed, contaminated)
-    is_main = accelerator.is_main_process
-    display = Display("training", steps.total, "steps", progress.step, first_seconds=0, hidden=not is_main)
-    journal = Journal(accelerator, metrics, display, config)
+    hidden = not accelerator.is_main_process
+    display = Display("training", steps.total, "steps", progress.step, first_seconds=0, hidden=hidden)
+    journal = Journal(accelerator, metrics, display)
 
     def save() -> None:
         nonlocal saved
@@ -178,14 +172,7 @@ def main() -> None:
             save()
         if asked.stop:
             break
-        result = validate(
-            accelerator,
-            model,
-            validation_loader,
-            config,
-            interrupted=lambda: requests.agreed(at_once=True).stop,
-            losses_of=losses_of,
-        )
+        result = validate(accelerator, model, validation_loader, config, requests.must_stop, losses_of)
         if result is None:
             break
         close_epoch(result)

@@ -10,7 +10,6 @@ from featdepth.config import Config, Model
 from featdepth.errors import InputError
 from featdepth.models.encoders import ResNetEncoder, ResNetStem, load_imagenet
 from featdepth.models.featdepth import FeatDepth
-from featdepth.models.learned_intrinsics import LearnedIntrinsics
 from featdepth.models.saved.provenance import Provenance
 from featdepth.models.saved.storage import CONFIG_FILE, load_strictly, read_camera_names, read_model_directory
 from featdepth.scale import INHERITED, scale_of_training
@@ -72,7 +71,7 @@ def _initialise(model: FeatDepth, source: str) -> None:
         _load_network(model, name, state, source)
     if model.cameras is not None and network_state(state, "cameras"):
         square_pixels = content["model"].get("square_pixels", True)
-        cameras = LearnedIntrinsics(read_camera_names(content, source), square_pixels)
+        cameras = type(model.cameras)(read_camera_names(content, source), square_pixels)
         load_strictly(cameras, network_state(state, "cameras"), f"{source}: cameras")
         model.cameras.continue_from(cameras)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from featdepth.geometry import disparity_to_depth, invert_pose, pose_from_vector
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
 from featdepth.models.inputs import as_given, as_images, in_evaluation_mode, resized
-from featdepth.models.learned_intrinsics import LearnedIntrinsics
 from featdepth.models.recompute import Segmented
 from featdepth.models.saved.pretrained import Pretrained
 from featdepth.models.saved.provenance import Provenance
 from featdepth.scale import BASELINE, GIVEN, Scale
+
+if TYPE_CHECKING:
+    from featdepth.models.learned_intrinsics import LearnedIntrinsics
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -76,7 +78,11 @@ class FeatDepth(nn.Module, Pretrained):
         if "feature_stem" in networks:
             self.feature_encoder = ResNetStem().requires_grad_(False)
             self.feature_encoder.eval()
-        self.cameras = LearnedIntrinsics(cameras, settings.square_pixels) if settings.intrinsics == "learned" else None
+        self.cameras: LearnedIntrinsics | None = None
+        if settings.intrinsics == "learned":
+            from featdepth.models.learned_intrinsics import LearnedIntrinsics
+
+            self.cameras = LearnedIntrinsics(cameras, settings.square_pixels)
 
     @property
     def temporal_sources(self) -> list[int]:
@@ -129,6 +135,13 @@ class FeatDepth(nn.Module, Pretrained):
             # A frozen network keeps none.
             if isinstance(network, Segmented) and any(each.requires_grad for each in network.parameters()):
                 network.gradient_checkpointing = True
+
+    def synchronise_batch_norms(self, processes: int) -> None:
+        """Let batch norms take their statistics over the batches of all processes, where there are several."""
+        if processes > 1:
+            from featdepth.models.batch_norm import synchronise_batch_norms
+
+            synchronise_batch_norms(self, processes)
 
     def forward(self, batch: dict[str, Tensor]) -> Prediction:
         """All networks on a batch after `augment`: `images` and `augmented` float32 [B, F, 3, H, W], `stereo_pose`.

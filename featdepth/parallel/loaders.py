@@ -58,8 +58,8 @@ def check_shared_memory(
     """Raise InputError where the batches in flight do not fit. Every process enters.
 
     what: that is loaded, in words; batches: that there are at all; workers: loader processes of each process; option:
-    that sets them; beside: bytes of a batch of another loader, left in midst of its data, whose as many processes keep
-    what they have ready.
+    that sets them; beside: bytes of a batch of another loader that stops in the middle of its data, and whose
+    processes, as many, keep what they have ready.
     """
 
     def check() -> None:

@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 
 from featdepth.errors import InputError, one_line
 from featdepth.files import read_json
-from featdepth.models.saved.torch_files import check_torch_archive
 from featdepth.parallel.processes import on_all_processes, on_main_process
 from featdepth.training.conditions import differences, same_place
 
@@ -262,6 +261,8 @@ def load_state(accelerator: Accelerator, path: Path) -> None:
 
     A run that was not in fp16 has no scale of the loss to load: one in fp16 begins with a new one.
     """
+    from featdepth.models.saved.torch_files import check_torch_archive
+
     scaler = accelerator.scaler
     try:
         for file in (*path.glob("*.bin"), *path.glob("*.pkl"), *path.glob("*.pt")):

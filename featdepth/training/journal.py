@@ -76,10 +76,8 @@ class MetricsFile:
 class Journal:
     """Where the lines of a run go: `metrics.jsonl`, its trackers and the console."""
 
-    def __init__(self, accelerator: Accelerator, metrics: MetricsFile, display: Display, config: Config) -> None:
+    def __init__(self, accelerator: Accelerator, metrics: MetricsFile, display: Display) -> None:
         self.accelerator, self.metrics, self.display = accelerator, metrics, display
-        if config.run.trackers:
-            accelerator.init_trackers("featdepth", config=flat_config(config))
 
     def write(self, split: str, progress: Progress, values: dict[str, float | None], remark: str = "") -> None:
         """A line of the split "train" or "validation"; `remark`: behind it on the console."""
@@ -136,7 +134,7 @@ class IntervalLog:
         return [] if self.sums is None else self.accelerator.gather(self.sums[None]).tolist()
 
     def restore(self, state: list[list[float]]) -> None:
-        """Continue from the sums of a checkpoint; those of processes that are no more go to the main one."""
+        """Continue from the sums of a checkpoint; those of processes that it no longer has go to the main one."""
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
         own = state[rank : rank + 1] + (state[count:] if rank == 0 else [])
         sums = torch.tensor(own).sum(0) if own else torch.zeros(len(state[0])) if state else None

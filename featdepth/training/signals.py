@@ -83,6 +83,10 @@ class Requests:
             self.asked = self.asked if self.asked > SAVE else NOTHING
         return Asked(asked >= SAVE, EXIT_CODES.get(asked))
 
+    def must_stop(self) -> bool:
+        """Whether the run is to stop, agreed at once. Every process enters."""
+        return self.agreed(at_once=True).stop
+
     def close(self) -> None:
         """Give the signals back."""
         for number in ASKED_BY:

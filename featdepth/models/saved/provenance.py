@@ -7,7 +7,7 @@ import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +39,7 @@ class Provenance:
     validation: dict[str, float] | None = None  # losses and scores of these weights
     check: dict[str, float | int | str] | None = None  # what `featdepth.training.learned_check` found
 
-    def add_data(self, drives: Sequence[str], contaminated: Sequence[str], kinds: Sequence[str] = ()) -> None:
+    def add_data(self, drives: Iterable[str], contaminated: Iterable[str], kinds: Iterable[str] = ()) -> None:
         """Note data that the weights have seen, beside those noted before."""
         self.drives = sorted({*(self.drives or ()), *drives})
         self.contaminated = sorted({*(self.contaminated or ()), *contaminated})

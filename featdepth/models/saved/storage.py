@@ -107,7 +107,7 @@ def _from_hub(name: str, **download: object) -> Path:
     # The hub's client raises errors of several libraries (its own, httpx, OSError); all mean that it gives none.
     except Exception as error:
         raise InputError(
-            f"{name}: neither a model directory here nor to be had from the hub ({hub_reason(error)})"
+            f"{name}: not a model directory here, and the hub does not give it ({hub_reason(error)})"
         ) from error
 
 
