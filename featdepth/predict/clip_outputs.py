@@ -67,7 +67,7 @@ class Consumer:
                 continue
 
     def finish(self, with_error: bool) -> None:
-        """No item comes any more: wait for the end."""
+        """There are no more items: wait for the end."""
         self.add(Abandoned if with_error else None)
         self.thread.join()
         if self.error is not None:
@@ -103,7 +103,7 @@ class ClipOutputs:
             except Exception as error:
                 errors.append(error)
         if errors and kind is None:
-            # The place that cannot be written to ends everything; what is wrong with the clip is told as a whole.
+            # The place that cannot be written to ends everything; what is wrong with the clip is said in one line.
             raise next(
                 (error for error in errors if not isinstance(error, InputError)),
                 InputError("; ".join(map(str, errors))),
@@ -118,7 +118,7 @@ def make_video(frames: Iterator[Saved], source: FrameSource, settings: Settings,
 
 
 def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale_source: str | None) -> None:
-    """The camera's way, one point cloud of all frames, and the page that shows them: what needs each other."""
+    """The camera's path, one point cloud of all frames, and the page that shows both."""
     unit, page = unit_of(scale_source), PageFrames()
     times: list[float] = []
     poses: list[np.ndarray] = []

@@ -1,6 +1,6 @@
 """A page to look at predictions: one file that needs no network and no other program than a browser.
 
-It shows the frames, their depth, point clouds that can be turned, and the way of the camera. Nothing in it is loaded
+It shows the frames, their depth, point clouds that can be turned, and the camera's path. Nothing in it is loaded
 from elsewhere, and its Content-Security-Policy lets nothing run but the script that this module puts there.
 """
 

@@ -41,7 +41,7 @@ PAIRED = (
     "interval over drives excludes zero; of twenty rows without a true difference one does so by chance. Whether the "
     "two configurations differ, rather than these two trained models, takes several seeds of each."
 )
-LOSS = "The loss says how well frames explain each other, not how right the depth is."
+LOSS = "The loss says how well frames explain each other, not how accurate the depth is."
 
 
 def document(card: dict) -> Iterator[Block]:
