@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import REPOSITORY, call_program, succeeded
+from conftest import REPOSITORY, call_program, run_program_process, succeeded
 from tiny_models import tiny_config
 
 import evaluate
@@ -28,16 +28,28 @@ TINY = ("--sizes", "64x96", "--repeat", "1", "--cpu")
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch, street: Path) -> Benchmark:
-    """Gives the module of a benchmark; the street that it would write is there already."""
+    """Gives the module of a benchmark; the street that it would write is there already, and its programs start warm."""
 
     def load(name: str) -> ModuleType:
         monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
         module = import_module(name)
+        if hasattr(module, "run_python"):
+            monkeypatch.setattr(module, "run_python", run_python)
         if hasattr(module, "write_street"):
             monkeypatch.setattr(module, "write_street", lambda out, **options: Path(out).symlink_to(street))
         return module
 
     return load
+
+
+def run_python(words: list[object], threads: int = 1, **variables: str) -> str:
+    """As the benchmarks' own; torchrun is left out, for its processes start warm too."""
+    words, processes = [str(word) for word in words], 1
+    if words[:2] == ["-m", "torch.distributed.run"]:
+        processes = int(words[words.index("--nproc_per_node") + 1])
+        words = words[words.index("--nproc_per_node") + 2 :]
+    assert all(value in ("no", "bf16") for value in variables.values()), "only a precision, which the CPU has"
+    return succeeded(run_program_process(words, processes)).out
 
 
 def rows_of(module: ModuleType, tmp_path: Path, *arguments: object) -> dict[str, dict] | list[dict]:

@@ -301,6 +301,7 @@ def test_a_run_leaves_a_card_of_its_own(finished_run: Path):
         assert f"| `loss` | {record['validation']['loss']:.4g} |" in card and "## Configuration" in card
 
 
+@pytest.mark.usefixtures("whole_resnet18")
 @pytest.mark.parametrize("name, unit", [("featdepth_mono_r50", 36.0), ("featdepth_joint_r50", None)])
 def test_published_checkpoints_serve_as_our_own(name, unit, tmp_path):
     imported = convert(reference_state(Path(__file__).parent / "data" / f"{name}.npz"), HEIGHT, WIDTH, unit)

@@ -76,10 +76,10 @@ class Refiner:
         image at the same time, with stereo_pose other_from_image `[4, 4]` in metres. With it, the image is explained
         from the other one; without, the frame before it from both of its neighbours, of which one shows what the other
         hides. Where these are not there yet, or the model has learned no motion, nothing happens. Raises InputError for
-        another camera where the model knows no metres.
+        another camera where the model has no metric scale.
         """
         if other is not None and self.model.settings.metres_per_unit is None:
-            raise InputError("refinement: a model that is up to scale has no use for a stereo baseline; give one image")
+            raise InputError("refinement: a model without metres cannot learn from a stereo baseline; give one image")
         size = (self.model.height, self.model.width)
         device = self.model.depth_encoder.conv1.weight.device
         image, intrinsics = resized(image[None].to(device), size)[0], scaled(intrinsics.to(device), image, size)
@@ -107,7 +107,7 @@ class Refiner:
             losses = compute_losses(self.model(batch), batch, config)
             loss = torch.stack(list(losses.values())).sum()
             if not loss.isfinite():
-                raise InputError("refinement: the loss is not finite any more; lower the learning rate")
+                raise InputError("refinement: the loss is no longer finite; lower the learning rate")
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -96,7 +96,7 @@ def score_losses(accelerator: Accelerator, subject: Subject) -> Scores:
     InputError where the two do not go together.
     """
     model, config = subject.model, subject.config
-    # The loss knows no metres, but how long the model's unit is can be told all the same.
+    # The loss does not depend on metres, but the report says how long the model's unit is.
     unit, about = find_scale(accelerator, subject)
     config.model, model.frames = model.settings, config.data.frames
     check_config(config, subject.checkpoint, check_files=False, training=False)

@@ -25,13 +25,13 @@ from featdepth.scale import describe_scale
 class Leakage(NamedTuple):
     """What a model's own record says about the drives that it is tested on."""
 
-    training_drives: int | None  # how many drives the model remembers; None: it remembers none, nobody knows
+    training_drives: int | None  # how many drives its record names; None: it names none
     shared: list[str]  # test drives that it was trained on
     admitted: list[str]  # drives that its training shared with another part of its split
 
     @property
     def contaminated(self) -> list[str]:
-        """All drives that it must not know, sorted."""
+        """All drives that it should not have seen, sorted."""
         return sorted({*self.shared, *self.admitted})
 
     def describe(self) -> dict:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featdepth.config import Parser
-from featdepth.errors import InputError, complain, run_program
+from featdepth.errors import InputError, end_with, run_program
 from featdepth.export.quantise import KEPT_FLOAT, load_calibration, quantise
 from featdepth.files import written_whole
 from featdepth.geometry import disparity_to_depth
@@ -66,7 +66,7 @@ def main() -> None:
         tolerance = None if arguments.int8 else TOLERANCES[arguments.precision]
         # Written so that a comparison with nan fails too.
         if not (largest <= tolerance if tolerance else largest < float("inf")):
-            complain(
+            end_with(
                 f"{arguments.out}: not written, its depth differs from the model's by {largest:.2g} relative "
                 f"(mean {mean:.2g}), allowed is {tolerance}",
                 1,

@@ -1,4 +1,4 @@
-"""The camera's way through a sequence, from the pose network: motions between neighbouring frames, and their chain."""
+"""The camera's path through a sequence, from the pose network: motions between neighbouring frames, and their chain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def predict_motions(
     Translations are in metres where the model's scale is known (`model.scale_source`), else in its own unit.
     frames: RGB, each uint8 `[h, w, 3]` or a tensor `[3, h, w]` (uint8, or float in [0, 1]); they are taken one after
     the other, never more than `batch_size` + 1 at a time, and seen at the size that the model was trained with.
-    Raises InputError for a model without a pose network, ValueError for anything that is no frame.
+    Raises InputError for a model without a pose network, ValueError for anything that is not a frame.
     """
     check_has_pose(model)
     motions, waiting = [np.empty((0, 4, 4))], []

@@ -158,7 +158,7 @@ def report(total: Tally, settings: Settings, unit: str) -> None:
             f"than {limit}, the most that depth_png can say; npz and tiff have their depth"
         )
     if unit == RELATIVE:
-        print("note       the model knows no metres: depth is relative, in units of the network")
+        print("note       the model has no metric scale: depth is relative, in units of the network")
     parts = [f"{total.written} written"]
     parts += [f"{total.skipped} skipped as already there"] if total.skipped else []
     parts += [f"{total.failed} failed"] if total.failed else []
