@@ -16,7 +16,7 @@ from featdepth.config import Config
 from featdepth.data.samples import Sample
 from featdepth.data.splits import source_name
 from featdepth.evaluation.scoring import Results
-from featdepth.metrics import breakdown
+from featdepth.metrics.breakdown import HIGHER_IS_BETTER
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
 from featdepth.metrics.protocols import protocol_of
@@ -29,7 +29,6 @@ SCALE_TITLES = {"median_scaled": "median-scaled", "fixed_scale": "fixed scale (m
 MODEL_SCALES = tuple(SCALE_TITLES)
 FLIPS = ("plain", "flip")  # without and with flip post-processing
 TRIVIAL = ("constant_depth", "pixel_median", "pixel_median_fixed_scale")
-HIGHER_IS_BETTER = {"a1", "a2", "a3", *breakdown.HIGHER_IS_BETTER}
 EXTREMES = 10  # images with the largest and with the smallest error that are shown
 
 
