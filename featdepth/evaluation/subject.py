@@ -99,6 +99,5 @@ def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odom
 
 def find_leakage(model: FeatDepth, tested: Sequence[str]) -> Leakage:
     """Compare the recordings `tested` with those in the model's training record."""
-    seen = model.training_record.get("drives", [])
-    admitted = sorted(model.training_record.get("contaminated", []))
+    seen, admitted = model.provenance.drives or [], sorted(model.provenance.contaminated or ())
     return Leakage(len(seen) or None, seen_again(seen, tested), admitted)
