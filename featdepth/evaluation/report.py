@@ -16,6 +16,7 @@ import torch
 from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.evaluation.cards.content import MODEL_SCALES, headline, scale_ratio
+from featdepth.evaluation.cards.document import LOSS_MEANING
 from featdepth.evaluation.cards.write_card import write_card
 from featdepth.evaluation.scoring import Scores
 from featdepth.files import write_text
@@ -131,7 +132,7 @@ def format_loss(result: dict) -> str:
     """The loss and its terms for people, and what they do not say."""
     lines = [
         f"\n{count(result['images'], 'image')} without ground truth ({result['no_ground_truth']}).",
-        "The loss says how well frames explain each other, not how accurate the depth is:",
+        LOSS_MEANING,
         *(f"{name:<40}{value:>10.4f}" for name, value in {"loss": result["loss"], **result["terms"]}.items()),
     ]
     return "\n".join([*contamination(result), *lines])

@@ -19,7 +19,7 @@ from featdepth.geometry import resize_intrinsics
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
 from featdepth.predict.fusion import DepthView, FusedCloud, fuse
 from featdepth.predict.outputs import Saved, clip_files, page_frame, page_notes
-from featdepth.predict.page import MOST_FRAMES, WIDEST, write_page
+from featdepth.predict.page import MOST_SHOWN, WIDEST, write_page
 from featdepth.predict.point_cloud import PointCloud, write_ply
 from featdepth.predict.settings import Settings
 from featdepth.predict.side_by_side import write_side_by_side
@@ -176,7 +176,7 @@ class PageFrames:
         if self.total % self.stride == 0:
             self.kept.append((self.total, reduced(saved)))
         self.total += 1
-        if len(self.kept) == 2 * MOST_FRAMES:
+        if len(self.kept) == 2 * MOST_SHOWN:
             self.kept, self.stride = self.kept[::2], 2 * self.stride
 
     def write(
