@@ -238,8 +238,8 @@ def test_a_transductive_run_says_so_in_its_model_and_on_its_card(
     assert "share drives" in line and "allow_leakage" in line
     result = call_program(train.main, "--config", config_file, *options, "data.allow_leakage=true")
     assert "CONTAMINATED: trained on drives of another part" in succeeded(result).out
-    record = FeatDepth.from_pretrained(tmp_path / "run" / "model").training_record
-    assert record["transductive"] and len(record["contaminated"]) == 1
+    record = FeatDepth.from_pretrained(tmp_path / "run" / "model").provenance
+    assert record.transductive and len(record.contaminated) == 1
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert card.index("CONTAMINATED") < card.index("TRANSDUCTIVE") < card.index("## Use")
 

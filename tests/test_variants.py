@@ -26,7 +26,7 @@ from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms
 from featdepth.parallel.accelerator import bare_model, begin_pass, compiled, make_accelerator, records_graphs
 from featdepth.training.checkpoint import Progress, checkpoints, resume, save_checkpoint
-from featdepth.training.conditions import circumstances
+from featdepth.training.conditions import conditions_of
 
 REFERENCE = Path(__file__).parent / "data"
 # Sums in another order: of a loss, and of a gradient relative to the largest of its tensor.
@@ -233,7 +233,7 @@ class TestCompiledRun:
             forget_accelerator()
             accelerator = Accelerator(cpu=True, dynamo_backend=backend)
             assert bare_model(accelerator, accelerator.prepare(model)) is model
-            conditions = circumstances(accelerator, config, [], [])
+            conditions = conditions_of(accelerator, config, [], [], 1)
             if model is models[0]:
                 save_checkpoint(accelerator, tmp_path, Progress(step=1, interval=[[0.5] * 7]), conditions, keep=1)
             else:
