@@ -15,7 +15,7 @@ from featdepth.data.dataset import FrameDataset
 from featdepth.data.notes import unused_settings
 from featdepth.data.splits import seen_again
 from featdepth.errors import InputError
-from featdepth.evaluation.test_data import open_sequences, open_test_data
+from featdepth.evaluation.opening import open_sequences, open_test_data
 from featdepth.models import FeatDepth
 from featdepth.models.saved.provenance import versions
 from featdepth.parallel.loaders import check_shared_memory, sample_bytes
