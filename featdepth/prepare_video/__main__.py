@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from featdepth.cameras.intrinsics_files import split_name
+from featdepth.cameras.opencv import opencv
 from featdepth.config import Parser
 from featdepth.config.values import override
 from featdepth.console import watched
@@ -49,7 +50,7 @@ from featdepth.prepare_video.views import View, measuring_intrinsics, show, view
 from featdepth.two_view.matching import find_features
 from featdepth.wording import command, count
 
-VERSION = 1  # of what is written: raise it when that changes
+VERSION = 2  # of what is written: raise it when that changes
 JPEG_QUALITY = 95
 HEIGHTS = (32, 4096)  # pixels, of frames that are written
 TRAINED_PIXELS = 288 * 512  # about as many as configs/video.yaml trains with
@@ -58,6 +59,7 @@ LARGEST_CALIBRATION = 16 << 20  # bytes
 
 def main() -> None:
     arguments = parse_arguments()
+    opencv()  # said before any work
     sources = name_sources(arguments.inputs)
     speeds = None if arguments.speed is None else read_speeds(arguments.speed)
     settings = describe_settings(arguments, sources)

@@ -100,7 +100,7 @@ def judge(state: State, frame: np.ndarray, intrinsics: np.ndarray) -> tuple[Verd
 
 def compare(kept: Features, features: Features, intrinsics: np.ndarray) -> Verdict:
     """The verdict on a good frame by what has moved since the frame that was kept last."""
-    width = features.size[1]
+    width = features.image.shape[1]
     matches = match_features(kept, features)
     overlap = len(matches.one) / max(FEWEST_CORNERS, min(len(kept.points), len(features.points)))
     measured = {"overlap": overlap}

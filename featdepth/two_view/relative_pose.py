@@ -46,7 +46,8 @@ FEWEST_PAIRS = 4
 BOOTSTRAPS = 200
 LARGEST_SPREAD = 0.2  # relative: above it the focal length counts as unobservable
 FIRST_STEPS, LAST_STEPS = 4, 15  # of refinement: from the solution of a focal length beside it, and from a rough one
-CONFIDENCE, MOST_DRAWS = 0.9999, 10000  # of OpenCV's random samples: that one of them is right throughout
+CONFIDENCE = 0.9999  # that one of the random samples of OpenCV is right throughout
+MOST_DRAWS, REFITS = 1000, 3  # of such samples for a fundamental matrix; fits to the inliers
 FARTHEST = 1e6  # units of the camera's translation: points beyond do not tell which way it went
 
 
@@ -117,18 +118,23 @@ def triangulate(matches: Matches, intrinsics: np.ndarray, view: TwoView) -> np.n
 def fundamental(matches: Matches) -> tuple[np.ndarray, np.ndarray] | None:
     """The fundamental matrix 3x3 (other^T F one = 0, pixels) and the inliers bool `[N]`; None where under 12 agree.
 
-    OpenCV's (MAGSAC++). With little parallax, or a plane in view, many matrices fit alike, and only the distances from
-    the epipolar lines mean something.
+    OpenCV's, by RANSAC (its MAGSAC++ ends in an error on some planes) and fitted again to the inliers. With
+    little parallax, or a plane in view, many matrices fit alike, and only the distances from the epipolar lines mean
+    something.
     """
     if len(matches.one) < FEWEST_MATCHES:
         return None
     cv2 = opencv()
-    matrix, _ = cv2.findFundamentalMat(*matches, cv2.USAC_MAGSAC, THRESHOLD, CONFIDENCE, MOST_DRAWS)
-    if matrix is None:
-        return None
+    matrix, _ = cv2.findFundamentalMat(*matches, cv2.FM_RANSAC, THRESHOLD, CONFIDENCE, MOST_DRAWS)
+    for _ in range(REFITS):
+        if matrix is None:
+            return None
+        inliers = np.abs(sampson(matrix, matches)) < THRESHOLD
+        if inliers.sum() < FEWEST_MATCHES:
+            return None
+        matrix, _ = cv2.findFundamentalMat(*(pixels[inliers] for pixels in matches), cv2.FM_8POINT)
     matrix /= np.linalg.norm(matrix)
-    inliers = np.abs(sampson(matrix, matches)) < THRESHOLD
-    return (matrix, inliers) if inliers.sum() >= FEWEST_MATCHES else None
+    return matrix, np.abs(sampson(matrix, matches)) < THRESHOLD
 
 
 def focal_from_matches(pairs: Sequence[Matches], size: tuple[int, int]) -> Focal | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from featdepth.cameras.opencv import INSTALL
+
 CHECK = "check"  # its place in a training record
+WITHOUT_OPENCV = "without_opencv"  # 1 where motion could not be compared with matched points
 LEARNED, NOTHING, TOO_FEW = "learned", "nothing learned", "too few samples"
 
 
@@ -13,6 +16,8 @@ def describe(check: Mapping) -> str:
     words = [f"on {check.get('samples', 0)} validation samples"]
     if "angle" in check:
         words.append(f"motion {check['angle']:.0f} degrees off matched points")
+    if WITHOUT_OPENCV in check:
+        words.append(f"motion not compared with matched points: no OpenCV; {INSTALL}")
     if "row_correlation" in check:
         words.append(f"nearer at the bottom {check['row_correlation']:+.2f}")
     if "gain" in check:
