@@ -79,6 +79,17 @@ def read_json(path: str | Path, limit: int, what: str, **options: Any) -> Any:
     return json.loads(read_text(path, limit, what, errors="strict"), **options)
 
 
+def read_object(path: str | Path, limit: int, what: str, problem: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError as `read_text` does, and "<path>: <problem>" for anything else."""
+    try:
+        found = read_json(path, limit, what)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {problem}")
+    return found
+
+
 def read_safetensors(path: str | Path, limit: int, what: str) -> bytes:
     """The content of a safetensors file, not parsed yet. Raises InputError as `read_bytes`, and for a huge header."""
     data = read_bytes(path, limit, what)
@@ -116,6 +127,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all; see `written_whole`."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def user_cache_folder(name: str) -> Path | None:
+    """Where `name` is kept below the user's cache folder.
+
+    None for a user without a home, as in containers that run under a number without a name.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "featdepth" / name if os.path.isabs(base) else None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from kitti_tree import make_config, write_list
 
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset, leaked_drives
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
 from featdepth.errors import InputError
 from featdepth.geometry import warp
 
@@ -211,7 +211,7 @@ def test_times_are_those_of_the_files_or_of_the_cameras_rate(tree):
     ("text", "message"),
     [
         ("{", "the camera is no JSON"),
-        ("[1]", "intrinsic.fx should be a number"),
+        ("[1]", "the camera is no JSON object"),
         (AACHEN.replace("2262.52", "NaN"), "intrinsic.fx should be a number"),
         (AACHEN.replace("2262.52", "1" + 400 * "0"), "intrinsic.fx should be a number"),
         (AACHEN.replace("513.137", '"513"'), "intrinsic.v0 should be a number"),

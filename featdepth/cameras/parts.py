@@ -12,8 +12,8 @@ import numpy as np
 
 from featdepth.cameras.lenses import COEFFICIENTS, Lens, check_pinhole
 from featdepth.config.values import shown
+from featdepth.console import count
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 LARGEST_SIDE = 100_000  # pixels
 SHARES = 10.0  # focal lengths below it, with a principal point up to LARGEST_SHARE, are shares of the image's size
@@ -55,11 +55,6 @@ def checked_size(where: str | Path, height: object, width: object) -> tuple[int,
         if not isinstance(side, numbers.Real) or not 1 <= side <= LARGEST_SIDE or side % 1:
             raise InputError(f"{where}: {shown(width)} x {shown(height)} is no image size")
     return int(height), int(width)
-
-
-def matrix(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
-    """Intrinsics float64 3x3."""
-    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 
 def check_normalised(where: str, intrinsics: np.ndarray, size: tuple[int, int] | None) -> None:

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from featdepth.console import count
 from featdepth.data.images import LOOKED_AT, decoded, formats_of, is_deep
 from featdepth.data.listing import CONVERT, NO_IMAGE, list_images, other_photos
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 MOST_NAMINGS = 64  # ways of naming files in a folder that are looked at
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import read_text
-from featdepth.wording import count
 
 # Formats that are read, by Pillow's names, and the endings of their files. What Pillow reads beyond them draws pages,
 # runs other programs, or shows no photos.

@@ -24,15 +24,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from featdepth.cameras.opencv import opencv
 from featdepth.config import Config, load_config, parse_arguments
-from featdepth.console import Display
+from featdepth.console import Display, count
 from featdepth.data import build_dataset
 from featdepth.data.dataset import SKIPPING_ADVICE, FrameDataset
 from featdepth.data.mix import mixed_configs
-from featdepth.data.selection import MotionRecord, Pair, pairs_of, smallest_distance, smallest_motion
+from featdepth.data.motion_record import MotionRecord, Pair
+from featdepth.data.selection import pairs_of, smallest_distance, smallest_motion
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.two_view.matching import Features, find_features, match_features, motion
-from featdepth.wording import count
 
 MEASURED_WIDTH = 320  # pixels: motion is measured at no more than this
 RUN = 32  # pairs that are measured in one go; frames that follow each other are then decoded once

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from featdepth.cameras.opencv import INSTALL, has_opencv
 from featdepth.config import load_config, parse_arguments
+from featdepth.console import count
 from featdepth.doctor.cost import check_cost
 from featdepth.doctor.findings import PROBLEM, WARNING, Finding, faults_of, skipped
 from featdepth.doctor.focal_length import check_focal_length
@@ -30,8 +31,7 @@ from featdepth.doctor.survey import Survey
 from featdepth.doctor.times import check_files, check_neighbours, check_parts, check_times
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
-from featdepth.parallel.threads import one_thread
-from featdepth.wording import count
+from featdepth.parallel.host import one_thread
 
 SAMPLES = 24
 # In this order: some checks mean nothing after the faults that others found.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.evaluation.cards.content import MODEL_SCALES, headline, scale_ratio
 from featdepth.evaluation.cards.write_card import write_card
@@ -22,7 +23,6 @@ from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS, mean_scores
 from featdepth.metrics.protocols import describe_protocol, protocol_of
 from featdepth.scale import CAMERA_HEIGHT
-from featdepth.wording import count
 
 TITLES = {  # of the predictors
     "median_scaled": "model, median-scaled",

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config
 from featdepth.config.checks import check_config
-from featdepth.console import watched
+from featdepth.console import count, watched
 from featdepth.data.dataset import FrameDataset
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
 from featdepth.errors import InputError
 from featdepth.evaluation.refinement import evaluate_refinement
 from featdepth.evaluation.subject import Subject
@@ -28,15 +28,9 @@ from featdepth.metrics.protocols import protocol_of
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
+from featdepth.parallel.processes import gather_columns, gather_values
 from featdepth.scale import CAMERA_HEIGHT
-from featdepth.training.validation import (
-    blend_mirrored,
-    gather_columns,
-    gather_values,
-    predict_disparity,
-    score_prediction,
-)
-from featdepth.wording import count
+from featdepth.training.validation import blend_mirrored, predict_disparity, score_prediction
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 

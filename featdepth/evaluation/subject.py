@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config
 from featdepth.data.dataset import FrameDataset
+from featdepth.data.notes import unused_settings
 from featdepth.data.splits import seen_again
-from featdepth.data.unused import unused_settings
 from featdepth.errors import InputError
 from featdepth.evaluation.test_data import open_sequences, open_test_data
 from featdepth.models import FeatDepth
-from featdepth.parallel.shared_memory import check_shared_memory, sample_bytes
+from featdepth.models.saved.provenance import versions
+from featdepth.parallel.loaders import check_shared_memory, sample_bytes
 from featdepth.scale import describe_scale
-from featdepth.training.run_directory import versions
 
 
 class Leakage(NamedTuple):

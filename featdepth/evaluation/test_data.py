@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from featdepth.config import Config
 from featdepth.data import build_dataset
-from featdepth.data.dataset import STEREO, FrameDataset, NoGroundTruth
-from featdepth.data.splits import Sample
+from featdepth.data.dataset import FrameDataset, NoGroundTruth
+from featdepth.data.samples import STEREO, Sample
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth
 

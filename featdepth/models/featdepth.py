@@ -36,7 +36,7 @@ from featdepth.models.saved.storage import (
     write_model_directory,
 )
 from featdepth.models.saved.verdict import CHECK
-from featdepth.scale import GIVEN, STEREO, Scale
+from featdepth.scale import BASELINE, GIVEN, Scale
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
@@ -113,7 +113,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         if not self.has_depth or self.settings.metres_per_unit is None:
             return None
         # Models that were saved before they said so, or that were never trained.
-        assumed = STEREO if "s" in self.frames else GIVEN
+        assumed = BASELINE if "s" in self.frames else GIVEN
         return self.training_record.get("scale_source", assumed)
 
     @property

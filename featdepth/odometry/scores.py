@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.odometry.rotations import is_rotation, rotation_angles
-from featdepth.wording import count
 
 ALIGNMENTS = ("none", "scale", "6dof", "7dof")
 SNIPPET = 5  # frames of the short-range ATE

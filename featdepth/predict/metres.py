@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featdepth.console import count
 from featdepth.data.films import read_pictures
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
@@ -21,17 +22,15 @@ from featdepth.models import FeatDepth
 from featdepth.predict.frames import load_photo, resize
 from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.page import spread
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 from featdepth.scale import CAMERA_HEIGHT, Scale
-from featdepth.wording import count
 
 MOST_LOOKED_AT = 40  # frames of a clip
-PURPOSE = "--camera-height needs"
 NO_GROUND = "a ground plane in the lower middle, which --camera-height needs; leave it out for relative depth"
 
 
 def scale_of_clip(
-    source: Source,
+    source: FrameSource,
     height: float,
     model: FeatDepth,
     cameras: Cameras,
@@ -48,7 +47,7 @@ def scale_of_clip(
     for start in range(0, len(looks), batch_size):
         images, sizes = zip(*looks[start : start + batch_size], strict=True)
         for disparity, size in zip(predict(torch.stack(images)), sizes, strict=True):
-            heights.append(height_in(disparity, size, model, cameras.need(source.path, size, PURPOSE)))
+            heights.append(height_in(disparity, size, model, cameras.need(source.path, size, "--camera-height")))
     shown = [each for each in heights if not math.isnan(each)]
     if not shown:
         raise InputError(f"{source.path}: none of {count(len(heights), 'frame')} that were looked at shows {NO_GROUND}")
@@ -75,7 +74,7 @@ def height_in(disparity: Tensor, size: tuple[int, int], model: FeatDepth, intrin
     return ground_height(model.to_depth(disparity), seen)
 
 
-def some_frames(source: Source, size: tuple[int, int]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+def some_frames(source: FrameSource, size: tuple[int, int]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
     """Frames from all over a clip, uint8 `[3, H, W]` at `size`, each with its own size; damaged ones are left out."""
     if not source.is_video:
         paths = list(source.files.values())

@@ -34,13 +34,13 @@ from featdepth.cameras.intrinsics_files import split_name
 from featdepth.cameras.opencv import opencv
 from featdepth.config import Parser
 from featdepth.config.values import override
-from featdepth.console import watched
+from featdepth.console import command, count, watched
 from featdepth.data.films import Picture, read_pictures, video_reader
 from featdepth.data.listing import list_images
 from featdepth.data.shape import fitting_size
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_bytes
-from featdepth.parallel.threads import one_thread
+from featdepth.parallel.host import one_thread
 from featdepth.predict.sources import cut
 from featdepth.prepare_video import record
 from featdepth.prepare_video.frame_choice import KEPT, NEW_CLIP, THRESHOLDS, State, Verdict, analysed, judge
@@ -48,7 +48,6 @@ from featdepth.prepare_video.record import JOURNAL, Progress
 from featdepth.prepare_video.speed import read_speeds
 from featdepth.prepare_video.views import View, measuring_intrinsics, show, view_of
 from featdepth.two_view.matching import find_features
-from featdepth.wording import command, count
 
 VERSION = 2  # of what is written: raise it when that changes
 JPEG_QUALITY = 95

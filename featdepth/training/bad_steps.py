@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import write_text
-from featdepth.parallel.processes import together
-from featdepth.wording import count
+from featdepth.parallel.processes import on_main_process
 
 RECORD = "bad_steps.json"
 SMALLEST_SCALE = 1.0  # of a loss, below which it is not the scale that makes gradients overflow
@@ -135,4 +135,4 @@ class BadSteps:
                 "weights are still good"
             )
 
-        together(accelerator, end, main_only=True)
+        on_main_process(accelerator, end)

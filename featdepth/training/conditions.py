@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from featdepth.config import Config, to_dict
 from featdepth.config.values import shown
 from featdepth.data.mix import SHARED_KEYS, mixed_configs
-from featdepth.training.run_directory import compilation, versions
+from featdepth.models.saved.provenance import versions
+from featdepth.parallel.accelerator import compilation
 
 # What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
 FREE = {
@@ -43,7 +44,6 @@ MEANINGS = (  # the first prefix counts
     ("train.batch_size", OTHER_STEPS),
     ("train.accumulate", OTHER_STEPS),
     ("train.seed", "another order, augmentation and dropout"),
-    ("train.sync_batch_norm", "other batch statistics"),
     ("training samples", "the list of samples has changed, and so does their order"),
     ("validation samples", "validation losses before and after cannot be compared"),
     ("device", "sums are rounded differently"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from featdepth.config import Schedule
-from featdepth.wording import count
+from featdepth.console import count
 
 SHORTEST_RUN = 3  # warm-ups that fit into a run
 

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from featdepth.data.dataset import STEREO, Camera
+from featdepth.cameras.pinhole import matrix
+from featdepth.data.footage import Camera
 from featdepth.data.images import image_size, load_depth_image
 from featdepth.data.kitti.calibration import LARGEST_NUMBER, check_pinhole
 from featdepth.data.listing import file_names
+from featdepth.data.samples import STEREO, Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
-from featdepth.data.splits import Sample
 from featdepth.errors import InputError
-from featdepth.files import read_json, read_text
+from featdepth.files import read_object, read_text
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -128,9 +129,9 @@ class Cityscapes(SequenceDataset):
 
     def read_camera(self, path: str) -> StereoCamera:
         """What a camera file says. Raises InputError where that is no camera."""
-        values = read_record(path, "the camera")
+        values = read_values(path, "the camera")
         fx, fy, cx, cy = (number_in(values, path, "intrinsic", name) for name in ("fx", "fy", "u0", "v0"))
-        intrinsics = np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+        intrinsics = matrix(fx, fy, cx, cy)
         check_pinhole(path, "intrinsic", intrinsics)
         baseline = number_in(values, path, "extrinsic", "baseline")
         if baseline <= 0:
@@ -166,7 +167,7 @@ class Cityscapes(SequenceDataset):
     def read_speeds(self, drive: str) -> dict[int, float]:
         """Metres a second at each frame where that is known; never negative."""
         return {
-            frame: abs(number_in(read_record(path, "the vehicle's state"), path, "speed"))
+            frame: abs(number_in(read_values(path, "the vehicle's state"), path, "speed"))
             for frame, path in self.files("vehicle_sequence", drive).items()
         }
 
@@ -186,12 +187,9 @@ def read_timestamp(path: str) -> float:
     return int(text) / 1e9
 
 
-def read_record(path: str, what: str) -> Any:
+def read_values(path: str, what: str) -> dict[str, Any]:
     """The content of a small JSON file; `what` it should be is said in errors. Raises InputError."""
-    try:
-        return read_json(path, LARGEST_JSON, what)
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: {what} is no JSON; download the file again") from None
+    return read_object(path, LARGEST_JSON, what, f"{what} is no JSON object; download the file again")
 
 
 def number_in(values: Any, path: str, *keys: str) -> float:

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from featdepth.config import Config
-from featdepth.data.splits import Sample, source_name
+from featdepth.data.samples import Sample
+from featdepth.data.splits import source_name
 from featdepth.evaluation.scoring import Results
 from featdepth.metrics import breakdown
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
+from featdepth.models.saved.digest import weights_digest
 from featdepth.scale import describe_scale
 
 FORMAT = 1  # of card.json: raise it when a reader of the old one would misread the new one
@@ -51,15 +53,6 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
         "configuration": configuration if isinstance(configuration, str) else None,
         "training_versions": list(map(str, versions)) if isinstance(versions, list) else [],
     }
-
-
-def weights_digest(model: FeatDepth) -> str:
-    """sha256 of names and values of all weights, in the order of names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def describe_test(config: Config, samples: Sequence[Sample], skipped: int) -> dict:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import read_json
 from featdepth.kinds import LICENCES
@@ -15,7 +16,6 @@ from featdepth.metrics.depth import METRICS
 from featdepth.metrics.protocols import describe_protocol
 from featdepth.models.saved import verdict
 from featdepth.scale import describe_scale
-from featdepth.wording import count
 
 LIBRARY, TAGS = "featdepth", ["depth-estimation", "self-supervised", "visual-odometry"]
 LARGEST_SCORES = 16 << 20  # bytes of metrics.json
