@@ -223,6 +223,12 @@ class TestParallax:
 
 
 class TestFundamental:
+    @pytest.mark.parametrize("shift", [0.0, 3.0])
+    def test_what_does_not_move_or_moves_alike_agrees(self, shift: float) -> None:
+        one = np.rint(np.random.default_rng(0).uniform((0, 0), (319, 95), (100, 2)))
+        _, inliers = fundamental(Matches(one, one + np.array([shift, 0.0])))
+        assert inliers.all()
+
     def test_planes_with_repeated_matches(self) -> None:
         """For some of these OpenCV's MAGSAC++ ends in an error."""
         random = np.random.default_rng(5)

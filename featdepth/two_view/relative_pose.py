@@ -126,13 +126,16 @@ def fundamental(matches: Matches) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     cv2 = opencv()
     matrix, _ = cv2.findFundamentalMat(*matches, cv2.FM_RANSAC, THRESHOLD, CONFIDENCE, MOST_DRAWS)
+    if matrix is None:
+        return None
     for _ in range(REFITS):
-        if matrix is None:
-            return None
         inliers = np.abs(sampson(matrix, matches)) < THRESHOLD
         if inliers.sum() < FEWEST_MATCHES:
             return None
-        matrix, _ = cv2.findFundamentalMat(*(pixels[inliers] for pixels in matches), cv2.FM_8POINT)
+        refitted, _ = cv2.findFundamentalMat(*(pixels[inliers] for pixels in matches), cv2.FM_8POINT)
+        if refitted is None:  # many fit alike, as where nothing moves
+            break
+        matrix = refitted
     matrix /= np.linalg.norm(matrix)
     return matrix, np.abs(sampson(matrix, matches)) < THRESHOLD
 
