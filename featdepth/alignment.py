@@ -14,7 +14,6 @@ divided by its median, which makes the result independent of its unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from featdepth.geometry import (
     scale_translation,
 )
 
-ITERATIONS = (4, 4, 4, 4, 8)  # of the levels, the finest first; the last number is that of all coarser ones too
+ITERATIONS = (4, 8)  # of each level, and of the coarsest, which has the longest way to go
 COARSEST_SIDE = 8  # pixels of the coarsest level
 MOST_CHOSEN = 1 << 15  # of a level; of more, those with the strongest gradients of their neighbourhoods are taken
 # Degrees of freedom of Student's t of each level, the finest first. Its weights forgive occlusions and moving things.
@@ -100,7 +99,7 @@ def align(
     *,
     mask: Tensor | None = None,
     free_tone: bool = True,
-    iterations: Sequence[int] = ITERATIONS,
+    iterations: tuple[int, int] = ITERATIONS,
 ) -> Alignment:
     """The motion of B pairs of pictures or feature maps `[B, C, H, W]`, with the target's `depth` `[B, 1, H, W]`.
 
@@ -118,9 +117,9 @@ def align(
         levels = make_levels(*images, inverse_depth * unit[:, None, None, None], weight, intrinsics.float(), free_tone)
         pose = torch.eye(4, device=target.device).repeat(len(target), 1, 1) if start is None else start.float()
         pose, tone = scale_translation(pose, 1 / unit[:, None]), torch.zeros_like(pose[:, 0, :2])
-        for number, level in reversed(list(enumerate(levels))):
-            state = refine(level, pose, tone, iterations[min(number, len(iterations) - 1)])
-            pose, tone = state.pose, state.tone
+        state = refine(levels[-1], pose, tone, iterations[1])
+        for level in reversed(levels[:-1]):
+            state = refine(level, state.pose, state.tone, iterations[0])
         return conclude(state, levels[0], unit)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,11 @@ Thing = TypeVar("Thing")
 def count(number: int, thing: str, things: str | None = None) -> str:
     """A number of things: `count(1, "clip")` is "1 clip", `count(2, "clip")` "2 clips"; things: an irregular plural."""
     return f"{number} {thing}" if number == 1 else f"{number} {things or f'{thing}s'}"
+
+
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """The first of the names, and how many there are besides: "a, b, c and 4 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def command(words: Iterable[object]) -> str:

@@ -71,6 +71,16 @@ def read_text(path: str | Path, limit: int, what: str, errors: str = "replace") 
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def numbered_lines(path: str | Path, limit: int, what: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers, from 1, without blank ones and those that start with #.
+
+    Raises InputError as `read_text` does.
+    """
+    for number, line in enumerate(read_text(path, limit, what).splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, line
+
+
 def read_json(path: str | Path, limit: int, what: str, **options: Any) -> Any:
     """The value in a JSON file; options: of `json.loads`.
 

@@ -39,7 +39,7 @@ def main() -> None:
     print(format_scores([scores]))
     if len(truth) < count:
         reach = f"within {arguments.reach:g} s, or of the same number"
-        print(f"{count - len(truth)} of {count} poses have no true one {reach}, and count nothing")
+        print(f"{count - len(truth)} of {count} poses have no true pose {reach}, and do not count")
     if arguments.out is not None:
         write(Path(arguments.out) / "odometry", Path(arguments.estimate).stem, truth, estimate, scores)
 

@@ -289,7 +289,7 @@ def test_full_precision_under_autocast(pair):
 def test_compiles_as_one_graph(pair):
     small = [values[:, :, :12, :32] for values in pair[:3]]
     compiled = torch.compile(align, fullgraph=True, backend="eager")
-    options = {"iterations": (1,)}
+    options = {"iterations": (1, 1)}
     expected = align(*small, pair.intrinsics, **options)
     for one, other in zip(compiled(*small, pair.intrinsics, **options), expected, strict=True):
         torch.testing.assert_close(one, other)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featdepth.console import count
+from featdepth.console import count, first_names
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
@@ -189,9 +189,8 @@ def alignment(survey: Survey, verdicts: list[Judgement]) -> Finding:
     expected = f"in more than {1 - MOST_MISFITS:.0%} of each drive's frames"
     if not wrong:
         return ok(CHECK, text, expected)
-    names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
     advice = "look at ground_truth.png: it is of another drive or frame, or shifted"
-    what = f"ground truth does not belong to the images of {names}: {text}"
+    what = f"ground truth does not belong to the images of {first_names(wrong)}: {text}"
     return problem(CHECK, "foreign_ground_truth", what, expected, advice)
 
 

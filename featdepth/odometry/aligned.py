@@ -21,7 +21,7 @@ from featdepth.geometry import correspondences, invert_pose, pose_from_vector, r
 from featdepth.models import FeatDepth
 from featdepth.odometry.egomotion import LARGEST_BATCH, as_tensor, seen_frame
 
-THOROUGH = (10,)  # iterations, on every level
+THOROUGH = (10, 10)  # iterations, see `featdepth.alignment.ITERATIONS`
 LARGEST_GAP = 1.0  # pixels at the model's size, in the mean over the picture, between both ways
 
 

@@ -23,7 +23,7 @@ from featdepth.data.listing import LARGEST_TABLE, file_names, list_frames
 from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, read_text
+from featdepth.files import numbered_lines, read_bytes, read_text
 from featdepth.odometry.interpolate import poses_from_quaternions
 
 CAMERA_FOLDER = re.compile(r"images_rig_(cam[0-9]+)_undistorted")
@@ -149,7 +149,7 @@ def read_views(path: Path) -> dict[str, PosedImage]:
 
     Raises InputError, naming file and line.
     """
-    lines = enumerate(read_lines(path), 1)
+    lines = enumerate(read_text(path, LARGEST_TABLE, "the calibration").splitlines(), 1)
     views = {}
     for number, line in lines:
         if not line.strip() or line.startswith("#"):
@@ -161,7 +161,7 @@ def read_views(path: Path) -> dict[str, PosedImage]:
         except (ValueError, IndexError):
             raise InputError(f"{path}:{number}: {line[:60]!r} is no image of COLMAP's; download it again") from None
         if not np.isfinite(values).all() or not np.any(values[:4]):
-            raise InputError(f"{path}:{number}: the pose of {name} is none; download it again")
+            raise InputError(f"{path}:{number}: the pose of {name} is not one; download it again")
         camera_from_world = poses_from_quaternions(translation[None], np.array([[*xyz, w]]))[0]
         views[name] = PosedImage(camera, np.linalg.inv(camera_from_world))
         next(lines, None)
@@ -171,10 +171,8 @@ def read_views(path: Path) -> dict[str, PosedImage]:
 def read_thin_prism_cameras(path: Path) -> dict[int, DistortedCamera]:
     """The cameras in a COLMAP cameras.txt whose lenses are all of the model THIN_PRISM_FISHEYE. Raises InputError."""
     cameras = {}
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in numbered_lines(path, LARGEST_TABLE, "the calibration"):
         words = line.split()
-        if not words or line.startswith("#"):
-            continue
         try:
             camera, model, width, height = int(words[0]), words[1], int(words[2]), int(words[3])
             parameters = tuple(float(word) for word in words[4:])
@@ -185,10 +183,6 @@ def read_thin_prism_cameras(path: Path) -> dict[int, DistortedCamera]:
             raise InputError(f"{path}:{number}: {line[:60]!r} should be a THIN_PRISM_FISHEYE camera, 12 parameters")
         cameras[camera] = DistortedCamera((height, width), parameters)
     return cameras
-
-
-def read_lines(path: Path) -> list[str]:
-    return read_text(path, LARGEST_TABLE, "the calibration").splitlines()
 
 
 def thin_prism_pixels(points: np.ndarray, parameters: tuple[float, ...]) -> np.ndarray:

@@ -146,7 +146,7 @@ def notes(cards: Sequence[Card]) -> list[str]:
                 "give one card for each seed."
             )
     if any(card.contaminated for card in cards):
-        lines.append(f"{MARK}: trained on drives that it must not know; such scores cannot be compared with others.")
+        lines.append(f"{MARK}: trained on drives that it should not have seen; do not compare its scores with others.")
     return lines
 
 
