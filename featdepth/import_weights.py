@@ -123,7 +123,7 @@ def main() -> None:
     if state is None:
         raise InputError(f"checkpoint: {arguments.checkpoint} holds no state_dict of tensors")
     model = convert(state, arguments.height, arguments.width, arguments.metres_per_unit or None)
-    model.training_record = {"imported_from": arguments.checkpoint.name}
+    model.provenance.imported_from = arguments.checkpoint.name
     model.save_pretrained(arguments.out)
     print(f"{arguments.out}: {model.settings.objective}, {sum(p.numel() for p in model.parameters()):,} parameters")
 

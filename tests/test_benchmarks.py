@@ -65,6 +65,14 @@ def rows_of(module: ModuleType, tmp_path: Path, *arguments: object) -> dict[str,
     return rows
 
 
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_imports_what_there_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all benchmarks, for some of them run only among the long tests."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import_module(path.stem)
+
+
+@pytest.mark.long
 def test_step_time(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("step_time")
     monkeypatch.setattr(module, "memory_of", lambda *arguments: 1.0)  # a process for each row would take long
@@ -74,6 +82,7 @@ def test_step_time(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.Mon
     assert rows[0]["times_bare"] == 1
 
 
+@pytest.mark.long
 def test_memory_of_a_row_is_that_of_a_process_of_its_own(benchmark: Benchmark) -> None:
     module = benchmark("step_time")
     case = module.Case(height=64, width=96, batch=1, objective="photometric", precision="float32", layers=18)
@@ -141,6 +150,7 @@ def test_stop_time(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> N
     assert row["parameters"] > 1e6 and row["megabytes"] > 4 * 3 * row["parameters"] / 1e6  # weights and two moments
 
 
+@pytest.mark.long
 def test_start_up(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> None:
     module = benchmark("start_up")
     rows = rows_of(module, tmp_path, "--config", config_file, "--cpu", "--repeat", 1)
@@ -155,6 +165,7 @@ def test_library_imports_are_those_of_others(benchmark: Benchmark, tmp_path: Pat
     assert module.library_imports([file]) == "from PIL import Image\nimport os, torch"
 
 
+@pytest.mark.long
 def test_data_wait(benchmark: Benchmark, tmp_path: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("data_wait")
 
@@ -191,6 +202,7 @@ def test_scaling(benchmark: Benchmark, tmp_path: Path) -> None:
     assert [name.split(", ")[1] for name in rows] == ["training", "validation", "evaluation"]
 
 
+@pytest.mark.long
 def test_speed_supervision(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("speed_supervision")
     programs = {"train.py": train.main, "evaluate.py": evaluate.main}

@@ -36,8 +36,9 @@ def save_model(
     config = load_config(config_file)
     torch.manual_seed(seed)
     model = FeatDepth(config.model, config.data.frames, 64, width)
-    model.record_training(drives, ())
-    model.training_record |= {"configuration": {"train": {"seed": seed}}, "configuration_digest": "0123456789abcdef"}
+    model.provenance.add_data(drives, ())
+    model.provenance.configuration = {"train": {"seed": seed}}
+    model.provenance.configuration_digest = "0123456789abcdef"
     model.save_pretrained(folder)
     return folder
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from featdepth.errors import InputError
 from featdepth.import_weights import main, rename
 from featdepth.models import FeatDepth
+from featdepth.models.saved.provenance import Provenance
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.usefixtures("whole_resnet18")
@@ -61,7 +62,7 @@ def test_a_published_model_arrives_exactly(tmp_path):
     assert settings.objective == "feature_metric" and settings.metres_per_unit == 36.0
     assert (settings.depth_layers, settings.pose_layers, settings.decoder_width) == (50, 18, 256)
     assert model.frames == [0, -1, 1, "s"] and (model.height, model.width) == (320, 1024)
-    assert model.training_record == {"imported_from": "published.pth"}
+    assert model.provenance == Provenance("published.pth")
     own = model.state_dict()
     used = [key for key in state if CLASSIFIER not in key and not key.startswith("extractor.encoder.layer")]
     renamed = [rename(key) for key in used]

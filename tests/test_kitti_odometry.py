@@ -202,8 +202,8 @@ class TestRawDrives:
         options = ["--config", tmp_path / "empty.yaml", *tiny]
         trained = call_program(train.main, *options, *odometry, "evaluate.protocol=own", "train.max_steps=1")
         assert trained.code == 0, trained.err
-        record = FeatDepth.from_pretrained(tmp_path / "run" / "model").training_record
-        assert record["drives"] == ["04", SEQUENCE_04]
+        record = FeatDepth.from_pretrained(tmp_path / "run" / "model").provenance
+        assert record.drives == ["04", SEQUENCE_04]
 
         raw = tmp_path / "kitti_raw"
         (written,) = WRITERS["kitti_raw"](raw, drives[:1])

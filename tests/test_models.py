@@ -290,7 +290,7 @@ def test_prediction_has_no_side_effects(tmp_path, monkeypatch):
 def stage_one(tmp_path_factory) -> Path:
     """A model directory of stage 1, whose weights are nobody else's."""
     model = tiny_model(tiny_config("autoencoder", [0]), seed=11)
-    model.record_training(["drive_a", "drive_b"], ["drive_b"])
+    model.provenance.add_data(["drive_a", "drive_b"], ["drive_b"])
     directory = tmp_path_factory.mktemp("stage_one") / "model"
     model.save_pretrained(directory)
     return directory
@@ -314,8 +314,8 @@ def test_joint_training_starts_from_the_whole_autoencoder(stage_one):
 
 
 def test_what_stage_one_has_seen_counts_as_seen_in_stage_two(stage_one):
-    record = build_model(tiny_config("feature_metric", feature_encoder=str(stage_one))).training_record
-    assert record["drives"] == ["drive_a", "drive_b"] and record["contaminated"] == ["drive_b"]
+    record = build_model(tiny_config("feature_metric", feature_encoder=str(stage_one))).provenance
+    assert record.drives == ["drive_a", "drive_b"] and record.contaminated == ["drive_b"]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

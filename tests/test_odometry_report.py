@@ -23,7 +23,7 @@ from featdepth.data.kitti.oxts_poses import camera_poses
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
 from featdepth.evaluation import trajectories
-from featdepth.evaluation.test_data import open_sequences
+from featdepth.evaluation.opening import open_sequences
 from featdepth.odometry import plots
 from featdepth.odometry.scores import ALIGNMENTS
 from featdepth.odometry.trajectory_files import read_kitti, read_tum, write_kitti, write_tum

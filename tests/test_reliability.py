@@ -34,7 +34,7 @@ from run_records import differences, interrupted_copy, read_metrics, weights
 
 import train
 from featdepth.errors import InputError
-from featdepth.training.bad_steps import BadSteps, propagate
+from featdepth.training.bad_steps import BadSteps, spoil_gradient
 from featdepth.training.checkpoint import (
     MANIFEST,
     Progress,
@@ -410,7 +410,7 @@ class TestBadSteps:
                     loss = loss * torch.nan
                 elif number == 1 and spoilt == "infinite loss":
                     loss = loss + torch.inf  # its gradient alone would be finite
-                propagate(loss).backward()
+                spoil_gradient(loss).backward()
                 if number == 1 and spoilt == "gradient":
                     model[0].weight.grad[1, 1] = torch.inf
                 bad = guard.judge(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
@@ -425,7 +425,7 @@ class TestBadSteps:
     def test_a_finite_loss_keeps_its_gradient_bit_for_bit(self) -> None:
         values = torch.randn(1000, requires_grad=True)
         (plain,) = torch.autograd.grad((values * values).sum().sin(), values)
-        (guarded,) = torch.autograd.grad(propagate((values * values).sum().sin()), values)
+        (guarded,) = torch.autograd.grad(spoil_gradient((values * values).sum().sin()), values)
         assert torch.equal(plain, guarded)
 
     def test_overflow_under_float16_is_no_bad_step(self) -> None:

@@ -26,7 +26,7 @@ from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms
 from featdepth.parallel.accelerator import bare_model, begin_pass, compiled, make_accelerator, records_graphs
 from featdepth.training.checkpoint import Progress, checkpoints, resume, save_checkpoint
-from featdepth.training.conditions import circumstances
+from featdepth.training.conditions import conditions_of
 
 REFERENCE = Path(__file__).parent / "data"
 # Sums in another order: of a loss, and of a gradient relative to the largest of its tensor.
@@ -108,7 +108,7 @@ class TestCompiledStep:
 
     @pytest.mark.parametrize(
         "settings",
-        [{"automask": True, "identity_noise": 1e-3}, {"automask": True, "normalise_disparity": True}],
+        [{"automask": True, "identity_noise": 1e-3, "normalise_disparity": True}],
         ids=lambda settings: "+".join(settings),
     )
     def test_settings_of_the_loss(self, settings: dict[str, object]) -> None:
@@ -185,8 +185,14 @@ AUTOENCODER = ("model.objective=autoencoder", "data.frames=[0]")  # the quickest
 
 
 class TestCompiledRun:
-    @pytest.mark.parametrize("options", [AUTOENCODER, pytest.param((), marks=LONG)], ids=["autoencoder", "photometric"])
-    def test_run_and_its_continuation(self, options: tuple[str, ...], config_file: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("options", "continues"),
+        [(AUTOENCODER, False), pytest.param((), True, marks=LONG)],
+        ids=["autoencoder", "photometric and continued"],
+    )
+    def test_run_and_its_continuation(
+        self, options: tuple[str, ...], continues: bool, config_file: Path, tmp_path: Path
+    ) -> None:
         plain, directory, continued = (tmp_path / name for name in ("plain", "run", "continued"))
         run_here(config_file, plain, *options)
         counters.clear()
@@ -196,6 +202,8 @@ class TestCompiledRun:
         assert counters["stats"]["unique_graphs"] == 1 + 2 + 2 and not counters["graph_break"]
         assert_same_metrics(directory, plain, tolerance=1e-4)
         FeatDepth.from_pretrained(directory / "model")
+        if not continues:
+            return
 
         interrupted_copy(directory, continued, step=1)
         out = run_here(config_file, continued, *options, "--resume", ACCELERATE_DYNAMO_BACKEND="eager")
@@ -225,7 +233,7 @@ class TestCompiledRun:
             forget_accelerator()
             accelerator = Accelerator(cpu=True, dynamo_backend=backend)
             assert bare_model(accelerator, accelerator.prepare(model)) is model
-            conditions = circumstances(accelerator, config, [], [])
+            conditions = conditions_of(accelerator, config, [], [], 1)
             if model is models[0]:
                 save_checkpoint(accelerator, tmp_path, Progress(step=1, interval=[[0.5] * 7]), conditions, keep=1)
             else:

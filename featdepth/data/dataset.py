@@ -149,8 +149,11 @@ class FrameDataset(Footage, Dataset):
     def number_cameras(self, names: Sequence[str]) -> None:
         """Give each sample `camera`, the place of its camera among `names`, those of the training samples; -1: none.
 
+        Nothing changes without `names`: no intrinsics are learned then.
         Raises InputError where intrinsics that were not learned are not known otherwise either.
         """
+        if not names:
+            return
         self.camera_numbers = {name: number for number, name in enumerate(names)}
         strangers = sorted({self.camera_name(sample) for sample in self.samples} - self.camera_numbers.keys())
         if strangers and self.guesses_intrinsics:

@@ -100,12 +100,11 @@ def score_losses(accelerator: Accelerator, subject: Subject) -> Scores:
     unit, about = find_scale(accelerator, subject)
     config.model, model.frames = model.settings, config.data.frames
     check_config(config, subject.checkpoint, check_files=False, training=False)
-    if model.temporal_sources and not hasattr(model, "pose_decoder"):
+    if model.temporal_sources and not model.has_motion:
         raise InputError(
             f"{subject.checkpoint}: has learned no motion for the loss of data.frames {config.data.frames}"
         )
-    if model.cameras is not None:
-        subject.dataset.number_cameras(model.cameras.names)
+    subject.dataset.number_cameras(model.camera_names)
 
     def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**compute_losses(model(batch), batch, config), "index": batch["index"]}
@@ -233,8 +232,7 @@ def scale_by_camera_height(
     One number for all images, from the median of the heights that they show; beside it, how it was made. Every process
     enters. Raises InputError where no image shows the ground.
     """
-    if model.cameras is not None:
-        loader.dataset.number_cameras(model.cameras.names)
+    loader.dataset.number_cameras(model.camera_names)
     heights = gather_values(accelerator, model, loader, lambda batch: ground_heights(model, batch, config))[:, 0]
     shown = heights[~heights.isnan()].double()
     if len(shown) == 0:

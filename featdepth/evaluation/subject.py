@@ -15,7 +15,7 @@ from featdepth.data.dataset import FrameDataset
 from featdepth.data.notes import unused_settings
 from featdepth.data.splits import seen_again
 from featdepth.errors import InputError
-from featdepth.evaluation.test_data import open_sequences, open_test_data
+from featdepth.evaluation.opening import open_sequences, open_test_data
 from featdepth.models import FeatDepth
 from featdepth.models.saved.provenance import versions
 from featdepth.parallel.loaders import check_shared_memory, sample_bytes
@@ -99,6 +99,5 @@ def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odom
 
 def find_leakage(model: FeatDepth, tested: Sequence[str]) -> Leakage:
     """Compare the recordings `tested` with those in the model's training record."""
-    seen = model.training_record.get("drives", [])
-    admitted = sorted(model.training_record.get("contaminated", []))
+    seen, admitted = model.provenance.drives or [], sorted(model.provenance.contaminated or ())
     return Leakage(len(seen) or None, seen_again(seen, tested), admitted)

@@ -41,7 +41,7 @@ def predict_motions(
 
 def check_has_pose(model: FeatDepth) -> None:
     """Raise InputError where the model has no pose network."""
-    if not hasattr(model, "pose_decoder"):
+    if not model.has_motion:
         raise InputError(
             f"the model has learned no motion (objective {model.settings.objective}, data.frames {model.frames}); "
             "train with neighbours in time, as in data.frames [0, -1, 1]"
@@ -75,7 +75,7 @@ def motions_between(model: FeatDepth, earlier: Tensor, later: Tensor) -> np.ndar
     Batch norm is that of the model's mode, which should be evaluation.
     """
     motions = model.motion(earlier, later).float()
-    return scale_translation(motions, model.settings.metres_per_unit or 1.0).cpu().numpy().astype(np.float64)
+    return scale_translation(motions, model.metres).cpu().numpy().astype(np.float64)
 
 
 def chain_motions(motions: np.ndarray) -> np.ndarray:

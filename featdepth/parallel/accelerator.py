@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -105,6 +105,18 @@ def records_graphs(accelerator: Accelerator) -> bool:
     if plugin.backend == DynamoBackend.INDUCTOR:
         return plugin.mode in GRAPH_MODES
     return plugin.backend == DynamoBackend.CUDAGRAPHS
+
+
+def keep_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether gradients have to be added to memory that stays; if so, it is there afterwards.
+
+    A recorded backward pass overwrites its gradients in the next pass.
+    """
+    if not records_graphs(accelerator):
+        return False
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    return True
 
 
 def begin_pass(accelerator: Accelerator) -> None:

@@ -28,7 +28,6 @@ from featdepth.config import Config, Train
 from featdepth.console import count
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
-from featdepth.models.saved import verdict
 from featdepth.odometry.egomotion import check_has_pose
 from featdepth.parallel.accelerator import device_name, make_accelerator, precision
 from featdepth.parallel.processes import on_all_processes, on_main_process
@@ -97,7 +96,7 @@ def load_model(arguments: argparse.Namespace) -> FeatDepth:
 def choose_settings(arguments: argparse.Namespace, model: FeatDepth) -> tuple[Settings, list[str]]:
     """The settings that the command line means for this model, and a line for each kind that cannot be made."""
     save, impossible = divide_kinds(arguments.save, model)
-    doubts = [verdict.warning(model.training_record)]
+    doubts = [model.provenance.doubt]
     if model.cameras is not None and arguments.intrinsics is None and arguments.field_of_view is None:
         doubts.append(model.cameras.warning((model.height, model.width)))
     settings = Settings(

@@ -1,4 +1,4 @@
-"""Optimizer steps: the learning rate of each, whatever the number of processes, and the batches that make one."""
+"""The learning rate of each optimizer step, whatever the number of processes, and the batches that make one."""
 
 from __future__ import annotations
 

@@ -37,9 +37,7 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
 
     configuration: digest of its training's configuration but for the seed, equal for seeds of one configuration.
     """
-    record = model.training_record
-    seed = record.get("configuration", {}).get("train", {}).get("seed")
-    configuration, versions = record.get("configuration_digest"), record.get("versions")
+    record = model.provenance
     return {
         "checkpoint": checkpoint,
         "objective": model.settings.objective,
@@ -48,9 +46,9 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
         "weights_sha256": weights_digest(model),
         "depth": describe_scale(scale_source),
-        "seed": seed if type(seed) is int else None,
-        "configuration": configuration if isinstance(configuration, str) else None,
-        "training_versions": list(map(str, versions)) if isinstance(versions, list) else [],
+        "seed": (record.configuration or {}).get("train", {}).get("seed"),
+        "configuration": record.configuration_digest,
+        "training_versions": record.versions or [],
     }
 
 

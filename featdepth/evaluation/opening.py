@@ -1,4 +1,4 @@
-"""The data of an evaluation: what is scored, in each of its modes, and what it is compared with."""
+"""Opens the data of an evaluation: what is scored, in each of its modes, and what it is compared with."""
 
 from __future__ import annotations
 
