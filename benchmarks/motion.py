@@ -19,7 +19,7 @@ from measure import Column, device_of, finish, heading, make_parser, start, tabl
 from featdepth.config import load_config
 from featdepth.data.dataset import FrameDataset
 from featdepth.errors import run_program
-from featdepth.evaluation.test_data import open_sequences
+from featdepth.evaluation.opening import open_sequences
 from featdepth.evaluation.trajectories import average, find_stretches, score_stretch
 from featdepth.models import FeatDepth
 from featdepth.odometry.aligned import align_motions
