@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from featdepth.cameras.intrinsics_files import split_name
+from featdepth.cameras.opencv import opencv
 from featdepth.config import Parser
 from featdepth.config.values import override
 from featdepth.console import command, count, watched
@@ -48,7 +49,7 @@ from featdepth.prepare_video.speed import read_speeds
 from featdepth.prepare_video.views import View, measuring_intrinsics, show, view_of
 from featdepth.two_view.matching import find_features
 
-VERSION = 1  # of what is written: raise it when that changes
+VERSION = 2  # of what is written: raise it when that changes
 JPEG_QUALITY = 95
 HEIGHTS = (32, 4096)  # pixels, of frames that are written
 TRAINED_PIXELS = 288 * 512  # about as many as configs/video.yaml trains with
@@ -57,6 +58,7 @@ LARGEST_CALIBRATION = 16 << 20  # bytes
 
 def main() -> None:
     arguments = parse_arguments()
+    opencv()  # said before any work
     sources = name_sources(arguments.inputs)
     speeds = None if arguments.speed is None else read_speeds(arguments.speed)
     settings = describe_settings(arguments, sources)
