@@ -21,9 +21,7 @@ from torch.nn import functional
 
 from featdepth.export import __main__ as export
 from featdepth.export.__main__ import DepthNetwork, DepthProgram, compare, natural_images
-from featdepth.export.quantise import PlainDepthNetwork, quantise
 from featdepth.models import FeatDepth
-from featdepth.models.featdepth import normalise
 
 # Programs that know of nothing of ours: images.npy -> depth.npy, and the file's metadata on standard output.
 WITH_TORCH = """
@@ -34,14 +32,6 @@ numpy.save(sys.argv[3], program(torch.from_numpy(numpy.load(sys.argv[2]))).detac
 assert "featdepth" not in sys.modules
 print(extra["metadata.json"])
 """
-WITH_TORCHSCRIPT = """
-import json, sys, numpy, torch
-extra = {"metadata.json": ""}
-program = torch.jit.load(sys.argv[1], _extra_files=extra)
-numpy.save(sys.argv[3], program(torch.from_numpy(numpy.load(sys.argv[2]))).detach().numpy())
-assert "featdepth" not in sys.modules
-print(extra["metadata.json"].decode())
-"""
 WITH_ONNXRUNTIME = """
 import json, sys, numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
@@ -49,7 +39,7 @@ numpy.save(sys.argv[3], session.run(["depth"], {"image": numpy.load(sys.argv[2])
 assert "featdepth" not in sys.modules and "torch" not in sys.modules
 print(json.dumps(session.get_modelmeta().custom_metadata_map))
 """
-READERS = {"depth.onnx": WITH_ONNXRUNTIME, "depth.pt2": WITH_TORCH, "int8.pt": WITH_TORCHSCRIPT}
+READERS = {"depth.onnx": WITH_ONNXRUNTIME, "depth.pt2": WITH_TORCH, "int8.onnx": WITH_ONNXRUNTIME}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +77,7 @@ def folder(model, tmp_path_factory) -> Path:
 def written(folder) -> dict[str, str]:
     """What the program said of each exported file in `folder`."""
     calibration = ["--int8", "--calibration", folder / "images"]
-    options = {"depth.onnx": ["--dynamic-size"], "depth.pt2": ["--dynamic-size"], "int8.pt": calibration}
+    options = {"depth.onnx": ["--dynamic-size"], "depth.pt2": ["--dynamic-size"], "int8.onnx": calibration}
     results = {
         name: call_program(export.main, "--checkpoint", folder / "model", "--out", folder / name, *words)
         for name, words in options.items()
@@ -132,31 +122,24 @@ def test_any_batch_and_any_size_where_the_size_is_dynamic(shape, model, folder, 
 
 def test_int8_runs_in_a_fresh_process_and_stays_near_the_model(model, folder, written, tmp_path):
     images = natural_images(2, HEIGHT, WIDTH, torch.Generator().manual_seed(1))
-    depth, metadata = in_fresh_process(READERS["int8.pt"], folder / "int8.pt", images, tmp_path)
+    depth, metadata = in_fresh_process(READERS["int8.onnx"], folder / "int8.onnx", images, tmp_path)
     expected = model.predict_depth(images)
     error = ((depth - expected) / expected).abs().mean()
     assert metadata["precision"] == "int8, float heads" and 0 < error < 0.1
-    # Half of the model is the pose network, and an integer takes a quarter of a float's bytes.
-    assert (folder / "int8.pt").stat().st_size < 0.35 * (folder / "depth.pt2").stat().st_size
+    # An integer takes a quarter of a float's bytes.
+    assert (folder / "int8.onnx").stat().st_size < 0.35 * (folder / "depth.onnx").stat().st_size
 
 
-def test_the_plain_network_is_the_depth_network(model):
-    images = torch.rand(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(4))
-    plain = PlainDepthNetwork(model.depth_encoder, model.depth_decoder).eval()
-    with torch.no_grad():
-        assert torch.allclose(plain(normalise(images)), model.depth(images)[0], atol=1e-6)
-
-
-def test_the_form_for_exporters_is_as_near_to_the_model_as_the_integer_kernels(model):
-    images = natural_images(3, HEIGHT, WIDTH, torch.Generator().manual_seed(5))
-    with torch.no_grad():
-        exact = model.depth(images)[0]
-        kernels, reference = (
-            (quantise(model, images, as_reference)(normalise(images)) - exact).abs().mean()
-            for as_reference in (False, True)
-        )
-    # They round differently, layer after layer: not the same numbers, but the same closeness.
-    assert 0 < kernels < 0.02 and 0 < reference < 2 * kernels
+def test_int8_of_another_size_with_the_decoder_in_float(model, folder, written, tmp_path):
+    size, out = (48, 200), tmp_path / "decoder.onnx"
+    words = ["--checkpoint", folder / "model", "--out", out, "--size", *map(str, size)]
+    words += ["--int8", "--calibration", folder / "images", "--keep-float", "decoder"]
+    printed = succeeded(call_program(export.main, *words))
+    assert "int8, float decoder" in printed.out and printed.err == ""
+    pictures = natural_images(3, *size, torch.Generator().manual_seed(5))
+    largest, mean = compare(model, export.load_predictor(out), size, pictures)
+    assert 0 < mean < 0.02 and mean < largest < 0.1
+    assert out.stat().st_size > (folder / "int8.onnx").stat().st_size
 
 
 def test_half_precision_is_near_and_not_equal(model):
@@ -187,17 +170,17 @@ def test_nan_is_no_parity(model):
 REFUSALS = {
     "other name": (["--out", "depth.onnx", "--format", "torch"], "depth.pt2"),
     "no name": (["--out", "depth"], ".pt2 files"),
-    "int8 name": (["--out", "depth.pt2", "--int8", "--calibration", "{images}"], "depth.pt"),
+    "int8 of torch": (["--out", "depth.pt2", "--int8", "--calibration", "{images}"], "--format onnx"),
     "taken": (["--out", "{taken}"], "--overwrite"),
-    "int8 alone": (["--out", "depth.pt", "--int8"], "--calibration"),
+    "int8 alone": (["--out", "depth.onnx", "--int8"], "--calibration"),
     "calibration alone": (["--out", "depth.pt2", "--calibration", "{images}"], "--int8"),
     "float without int8": (["--out", "a.pt2", "--keep-float", "decoder"], "--int8"),
     "two precisions": (
-        ["--out", "a.pt", "--int8", "--calibration", "{images}", "--precision", "float16"],
+        ["--out", "a.onnx", "--int8", "--calibration", "{images}", "--precision", "float16"],
         "--precision",
     ),
-    "no folder": (["--out", "a.pt", "--int8", "--calibration", "{images}/none"], "no such folder"),
-    "no images": (["--out", "a.pt", "--int8", "--calibration", "{model}"], "no png or jpg"),
+    "no folder": (["--out", "a.onnx", "--int8", "--calibration", "{images}/none"], "no such folder"),
+    "no images": (["--out", "a.onnx", "--int8", "--calibration", "{model}"], "no png or jpg"),
     "size 0": (["--out", "a.pt2", "--size", "0", "64"], "--size 0 64"),
     "two sizes": (["--out", "a.pt2", "--size", "64", "64", "--dynamic-size"], "not allowed with"),
     "no model": (["--out", "a.pt2", "--checkpoint", "{images}"], "config.json"),

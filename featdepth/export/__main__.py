@@ -33,16 +33,14 @@ from featdepth.files import written_whole
 from featdepth.geometry import disparity_to_depth
 from featdepth.models import FeatDepth
 from featdepth.models.featdepth import normalise
-from featdepth.models.inputs import resized
 from featdepth.models.saved.provenance import versions
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-INT8_TORCH_SUFFIX = ".pt"  # torch.export cannot hold torch's packed integer weights; TorchScript can
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 TOLERANCES = {"float32": 1e-3, "float16": 5e-2}  # largest relative error of any pixel; int8 has none
 OPSET = 18  # the first with antialiased resizing
 LARGEST_BATCH, LARGEST_SIDE = 4096, 16384
-METADATA_FILE = "metadata.json"  # inside the files of torch
+METADATA_FILE = "metadata.json"  # inside the file of torch
 
 Predictor = Callable[[Tensor], Tensor]
 
@@ -53,15 +51,15 @@ def main() -> None:
     if not model.has_depth:
         raise InputError(f"{arguments.checkpoint}: objective {model.settings.objective} predicts no depth")
     size = None if arguments.dynamic_size else tuple(arguments.size or (model.height, model.width))
-    images = None if arguments.calibration is None else load_calibration(arguments.calibration, model)
+    images = load_calibration(arguments.calibration, size or (model.height, model.width)) if arguments.int8 else None
     metadata = describe(model, arguments, size)
-    program = DepthProgram(model, network_of(model, arguments, images), size).eval()
+    program = DepthProgram(model, DepthNetwork(model, PRECISIONS[arguments.precision]), size).eval()
     with written_whole(arguments.out) as temporary:
-        if arguments.int8 and arguments.format == "torch":
-            save_torchscript(program, temporary, metadata)
-        else:
-            save = save_onnx if arguments.format == "onnx" else save_torch
-            save(export_program(program, model, size), temporary, metadata)
+        save = save_onnx if arguments.format == "onnx" else save_torch
+        save(export_program(program, model, size), temporary, metadata)
+        if arguments.int8:
+            with quiet():
+                quantise(temporary, images, arguments.keep_float or "heads")
         largest, mean = compare(model, load_predictor(temporary), size, images)
         tolerance = None if arguments.int8 else TOLERANCES[arguments.precision]
         # Written so that a comparison with nan fails too.
@@ -87,15 +85,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="model directory or hub id")
-    add("--out", required=True, type=Path, metavar="FILE", help=".onnx, .pt2 (torch.export), .pt (int8 of torch)")
+    add("--out", required=True, type=Path, metavar="FILE", help=".onnx, or .pt2 (torch.export)")
     add("--format", choices=tuple(SUFFIXES), help="default: as the name of FILE says")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="of the images; default: the model's own")
     sizes.add_argument("--dynamic-size", action="store_true", help="images of any size")
     add("--precision", choices=tuple(PRECISIONS), default="float32", help="of the network; input and output: float32")
-    add("--int8", action="store_true", help="quantise the network for CPUs")
+    add("--int8", action="store_true", help="quantise the network for CPUs (ONNX)")
     add("--calibration", type=Path, metavar="FOLDER", help="images like those to come, for --int8")
-    add("--keep-float", choices=tuple(KEPT_FLOAT), help="with --int8: the last layers (default), or all of the decoder")
+    add("--keep-float", choices=KEPT_FLOAT, help="with --int8: the last layers (default), or all of the decoder")
     add("--overwrite", action="store_true", help="replace FILE where it exists")
     arguments = parser.parse_args()
     arguments.format = arguments.format or ("onnx" if arguments.out.suffix == ".onnx" else "torch")
@@ -110,6 +108,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise InputError("--int8 and --calibration FOLDER go together: the images tell which ranges to quantise")
     if arguments.keep_float and not arguments.int8:
         raise InputError("--keep-float: goes with --int8")
+    if arguments.int8 and arguments.format == "torch":
+        raise InputError("--int8: goes with --format onnx alone; name --out a file .onnx")
     if arguments.int8 and arguments.precision != "float32":
         raise InputError("--int8: quantises the float32 network; leave out --precision")
     if arguments.size and not all(1 <= side <= LARGEST_SIDE for side in arguments.size):
@@ -120,11 +120,10 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 def check_out(arguments: argparse.Namespace) -> None:
     """Raise InputError for a name that another format has, or that is taken."""
-    out, is_torchscript = arguments.out, arguments.int8 and arguments.format == "torch"
-    suffix = INT8_TORCH_SUFFIX if is_torchscript else SUFFIXES[arguments.format]
+    out, suffix = arguments.out, SUFFIXES[arguments.format]
     if out.suffix != suffix:
-        what = f"--format {arguments.format}{' --int8' if arguments.int8 else ''}"
-        raise InputError(f"--out {out}: {what} writes {suffix} files; name it {out.with_suffix(suffix).name}")
+        name = out.with_suffix(suffix).name
+        raise InputError(f"--out {out}: --format {arguments.format} writes {suffix} files; name it {name}")
     if out.is_dir() or (out.exists() and not arguments.overwrite):
         raise InputError(f"--out {out}: exists already; choose another name, or replace a file with --overwrite")
 
@@ -171,13 +170,6 @@ class DepthProgram(nn.Module):
         return disparity_to_depth(disparity, *self.depth_range) * self.metres_per_unit
 
 
-def network_of(model: FeatDepth, arguments: argparse.Namespace, images: Tensor | None) -> nn.Module:
-    """What takes normalised images to the finest disparity, in the form asked for."""
-    if arguments.int8:
-        return quantise(model, images, arguments.format == "onnx", arguments.keep_float or "heads")
-    return DepthNetwork(model, PRECISIONS[arguments.precision])
-
-
 def describe(model: FeatDepth, arguments: argparse.Namespace, size: tuple[int, int] | None) -> dict[str, str]:
     """What a user of the file has to know; stored in it."""
     unit = model.settings.metres_per_unit
@@ -214,13 +206,6 @@ def save_torch(exported: torch.export.ExportedProgram, path: Path, metadata: dic
     torch.export.save(exported, path, extra_files={METADATA_FILE: json.dumps(metadata, indent=1)})
 
 
-def save_torchscript(program: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write the file of `torch.jit.load`; the metadata as JSON among its extra files."""
-    with torch.no_grad(), quiet():
-        traced = torch.jit.trace(program, torch.zeros(2, 3, *program.seen_size), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={METADATA_FILE: json.dumps(metadata, indent=1)})
-
-
 def save_onnx(exported: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
     """Write an ONNX file with input `image` and output `depth`; the metadata among its properties."""
     import onnx
@@ -236,7 +221,7 @@ def save_onnx(exported: torch.export.ExportedProgram, path: Path, metadata: dict
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the notes that torch's exporters write for their own developers."""
+    """Without the notes that exporters write for their own developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -256,8 +241,7 @@ def load_predictor(path: Path) -> Predictor:
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run(["depth"], {"image": images.numpy()})[0])
-    program = torch.jit.load(path) if path.suffix == INT8_TORCH_SUFFIX else torch.export.load(path).module()
-    return torch.no_grad()(program)
+    return torch.no_grad()(torch.export.load(path).module())
 
 
 def compare(
@@ -265,11 +249,10 @@ def compare(
 ) -> tuple[float, float]:
     """Largest and mean relative error of `predict` against `model.predict_depth`, over all pixels of some images.
 
-    size: of the images (None: of any); images: `[N, 3, H, W]` of the model's size, in the place of images made here.
+    size: of the images (None: of any); images: `[N, 3, H, W]` in [0, 1], in the place of images made here.
     """
     errors = []
-    batches = probes(model, size) if images is None else resized(images, size or (model.height, model.width)).split(1)
-    for batch in batches:
+    for batch in probes(model, size) if images is None else images.split(1):
         expected = model.predict_depth(batch)
         errors.append(((predict(batch) - expected) / expected).abs().flatten())
     joined = torch.cat(errors).double()
