@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from featdepth.config import Config
+from featdepth.config.keys import Config
 
 STEREO = "stereo baseline"
 SPEED = "known speed"

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from featdepth.config import Config, from_dict, load_config, parse_arguments, save_config, to_dict
-from featdepth.config.checks import KINDS, check_config
+from featdepth.config.checks import check_config
 from featdepth.errors import InputError
+from featdepth.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from conftest import Result, call_program, run_program_process, succeeded
 from drive_writer import RenderedDrive, render_drive
+from house import loaded_by, modules
 from run_records import read_metrics
 from tree_writers import WRITERS
 
 import evaluate
 import train
-from featdepth.config.checks import KINDS
-from featdepth.data.kinds import DATASETS
+from featdepth.kinds import KINDS
 
 FRAMES, STEPS = 5, 21
 WITHOUT_DEPTH = {"euroc", "video"}
@@ -48,7 +48,7 @@ def make_config(drives: list[RenderedDrive], tmp_path: Path) -> MakeConfig:
             "optimizer": {"lr": 1e-3},
             "schedule": {"warmup_steps": 0},
             "train": {"epochs": 1, "batch_size": 1, "log_every": 7, "panel_samples": 0},
-            "evaluate": {"protocol": KINDS[kind].protocols[0], "crop": "none"},
+            "evaluate": {"protocol": next(iter(KINDS[kind].protocols)), "crop": "none"},
         }
         values["data"] |= {"height": 64, "width": 64, "frames": [0, -1, 1], "colour_jitter": 0.0}
         values["data"] |= {"ground_truth_cache": str(tmp_path / "ground_truth")}
@@ -75,7 +75,7 @@ def outcome(directory: Path, evaluated: Result) -> Outcome:
 
 
 def test_every_kind_has_a_writer_and_a_configuration() -> None:
-    assert set(DATASETS) == set(KINDS) == set(WRITERS)
+    assert set(KINDS) == set(WRITERS)
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))
@@ -93,3 +93,8 @@ def test_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     succeeded(run_program_process(options, processes=2))
     evaluated = run_program_process(["evaluate.py", "--cpu", "--config", config], processes=2)
     assert outcome(tmp_path / "run", evaluated) == Outcome(True, True, True)
+
+
+def test_training_loads_no_kind_but_its_own() -> None:
+    readers = {kind.reader.split(":")[0] for kind in KINDS.values()}
+    assert not readers & loaded_by("train") and readers <= set(modules())

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from kitti_tree import drive_name, make_config, write_list
 
-from featdepth.config.checks import KINDS
 from featdepth.data import check_leakage, leaked_drives
-from featdepth.data.kinds import DATASETS
 from featdepth.data.kitti.eigen import eigen_split, eigen_test_samples
 from featdepth.data.kitti.raw import KittiRaw
 from featdepth.data.splits import SEQUENCES, Sample, held_out_drives, parse_sample, read_list, seen_again
@@ -26,10 +24,6 @@ def write_split(tmp_path: Path, train: str | None = None, val: str | None = None
     for name, drive in (("train", train), ("val", val), ("test", test)):
         if drive is not None:
             write_list(tmp_path / "split" / f"{name}_files.txt", [f"{drive} 5 l"])
-
-
-def test_configuration_knows_every_kind_of_data():
-    assert list(KINDS) == list(DATASETS)
 
 
 def test_list_of_both_number_styles_with_line_numbers(tmp_path):

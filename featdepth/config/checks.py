@@ -6,12 +6,11 @@ import difflib
 import os
 from collections.abc import Collection, Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 from featdepth.config.keys import Config
 from featdepth.config.values import shown
 from featdepth.errors import InputError
-from featdepth.metrics.protocols import CITYSCAPES_CUT
+from featdepth.kinds import BUILT_IN_SPLITS, CITYSCAPES_CUT, KINDS, PROTOCOLS
 from featdepth.scale import scale_of_training
 from featdepth.wording import count
 
@@ -25,26 +24,6 @@ TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvc
 LAYERS = (18, 34, 50, 101)
 
 
-class Kind(NamedTuple):
-    """What a kind of data offers to choose from."""
-
-    has_stereo: bool  # there can be a second camera
-    splits: tuple[str, ...] = ("time",)  # built in, values of `data.split`
-    protocols: tuple[str, ...] = ("own",)  # values of `evaluate.protocol`
-
-
-KINDS = {  # by their names in `data.kind`; `featdepth.data.kinds` has the classes
-    "kitti_raw": Kind(True, ("eigen",), ("eigen", "eigen_improved")),
-    "kitti_odometry": Kind(True, ("official", "time")),
-    "cityscapes": Kind(True, ("official", "time")),
-    "euroc": Kind(True, ("official", "time")),
-    "eth3d": Kind(False),
-    "tum_rgbd": Kind(False),
-    "seven_scenes": Kind(False, ("official", "time")),
-    "video": Kind(False),
-}
-BUILT_IN_SPLITS = {split for kind in KINDS.values() for split in kind.splits}
-
 CHOICES = {
     "data.kind": tuple(KINDS),
     "data.intrinsics": ("calibration", "fixed"),
@@ -54,7 +33,7 @@ CHOICES = {
     "model.pose_layers": LAYERS,
     "model.feature_layers": LAYERS,
     "model.pose_start": ("published", "he"),
-    "evaluate.protocol": ("eigen", "eigen_improved", "own"),
+    "evaluate.protocol": PROTOCOLS,
     "evaluate.crop": ("garg", "cityscapes", "none"),
 }
 POSITIVE = (

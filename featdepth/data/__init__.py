@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from featdepth.data import splits
 from featdepth.data.augment import augment
 from featdepth.data.dataset import FrameDataset
-from featdepth.data.kinds import kind_of
 from featdepth.data.mix import MixedDataset, held_out_again, mix, mixed_configs
 from featdepth.errors import InputError
+from featdepth.kinds import KINDS
 from featdepth.wording import count
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def build_dataset(
     """
     if part == "train":
         check_leakage(config)
-    dataset = kind_of(config)(config, part, with_depth, frames, require_depth)
+    dataset = KINDS[config.data.kind].dataset_class()(config, part, with_depth, frames, require_depth)
     if part == "train" and frames is None and (config.data.mix or config.data.drive_balance):
         dataset = mix(config, dataset)
     if part == "train" and frames is None and config.loss.velocity > 0 and dataset.known_distances == 0:
@@ -57,10 +57,14 @@ def leaked_drives(config: Config, recordings: Sequence[str] = ()) -> list[str]:
 
     recordings: of the training data, with those of `data.mix`.
     """
-    leaked = {name for each in (config, *mixed_configs(config)) for name in splits.leaked_drives(each, kind_of(each))}
+    leaked = {
+        name
+        for each in (config, *mixed_configs(config))
+        for name in splits.leaked_drives(each, KINDS[each.data.kind].dataset_class())
+    }
     return sorted({*leaked, *held_out_again(recordings, config)})
 
 
 def check_leakage(config: Config) -> list[str]:
     """The drives that the split's parts share; InputError, naming them, unless `data.allow_leakage`."""
-    return splits.check_leakage(config, kind_of(config))
+    return splits.check_leakage(config, KINDS[config.data.kind].dataset_class())

@@ -24,9 +24,9 @@ from torch.utils.data import Dataset
 
 from featdepth.config import Config, load_config
 from featdepth.config.checks import check_config
-from featdepth.data.kinds import kind_of
 from featdepth.data.splits import check_leakage, frame_range, is_among, part_drives
 from featdepth.errors import InputError
+from featdepth.kinds import KINDS
 from featdepth.wording import count
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def mix(config: Config, own: FrameDataset) -> MixedDataset:
     members = [own]
     for path, mixed in zip(config.data.mix, mixed_configs(config), strict=True):
         try:
-            check_leakage(mixed, kind_of(mixed))
-            member = kind_of(mixed)(mixed, "train")
+            check_leakage(mixed, KINDS[mixed.data.kind].dataset_class())
+            member = KINDS[mixed.data.kind].dataset_class()(mixed, "train")
         except InputError as error:
             raise InputError(f"data.mix: {path}: {error}") from error
         shared = held_out_again(member.recordings(), config)
@@ -80,7 +80,7 @@ def mix(config: Config, own: FrameDataset) -> MixedDataset:
 
 def held_out_again(recordings: Sequence[str], config: Config) -> list[str]:
     """Those of the `recordings` whose drives the validation or test part of `config` has, as far as names tell."""
-    kind = kind_of(config)
+    kind = KINDS[config.data.kind].dataset_class()
     held_out = {drive for part in ("validation", "test") for drive in part_drives(config, part, kind)}
     return sorted(name for name in recordings if is_among(frame_range(name)[0], held_out))
 

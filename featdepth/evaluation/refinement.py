@@ -19,10 +19,10 @@ from torch import Tensor
 from featdepth.config import Config, Loss
 from featdepth.console import Display
 from featdepth.data.dataset import STEREO, FrameDataset
-from featdepth.data.kinds import kind_of
 from featdepth.data.splits import Sample, is_among, part_drives
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
+from featdepth.kinds import KINDS
 from featdepth.metrics.depth import DepthScores, mean_scores
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import resized
@@ -243,5 +243,5 @@ def is_transductive(config: Config, recordings: Sequence[str]) -> bool:
 
     recordings: of the training data. That is the published "online refinement": it sees all test images at once.
     """
-    tested = part_drives(config, "test", kind_of(config))
+    tested = part_drives(config, "test", KINDS[config.data.kind].dataset_class())
     return config.model.init is not None and all(is_among(name, tested) for name in recordings)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from featdepth.errors import InputError
 from featdepth.files import read_json
+from featdepth.kinds import LICENCES
+from featdepth.metrics.depth import METRICS
 from featdepth.metrics.protocols import describe_protocol
 from featdepth.models.saved import verdict
 from featdepth.scale import describe_scale
@@ -19,7 +20,6 @@ from featdepth.wording import count
 LIBRARY, TAGS = "featdepth", ["depth-estimation", "self-supervised", "visual-odometry"]
 LARGEST_SCORES = 16 << 20  # bytes of metrics.json
 SHOWN = 20  # names of a list
-METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "a1", "a2", "a3", "silog")
 # Days of the synthetic street, which has the layout of KITTI raw (see featdepth.data.street.kitti_formats).
 SYNTHETIC = re.compile(r"2031_09_(26|28|30)/")
 
@@ -37,27 +37,6 @@ model = FeatDepth.from_pretrained("DIRECTORY_OR_HUB_ID")
 depth = model.predict_depth(Image.open("image.jpg"))  # float32 [H, W], {unit}
 ```"""
 USE_OF_FEATURES = "It predicts no depth: train stage 2 with `model.feature_encoder=DIRECTORY_OR_HUB_ID`."
-
-
-class DataLicence(NamedTuple):
-    """A kind of data and what its publisher allows, as far as it bears on a model."""
-
-    name: str
-    terms: str
-
-
-KITTI = DataLicence("KITTI", "CC BY-NC-SA 3.0: not for commercial use")
-DATA = {
-    "kitti_raw": KITTI,
-    "kitti_odometry": KITTI,
-    "synthetic": DataLicence("the synthetic street of featdepth", "made by the program itself, no restriction"),
-    "cityscapes": DataLicence("Cityscapes", "terms of its own: not for commercial use"),
-    "euroc": DataLicence("EuRoC MAV", "see its page"),
-    "eth3d": DataLicence("ETH3D", "CC BY-NC-SA 4.0: not for commercial use"),
-    "tum_rgbd": DataLicence("TUM RGB-D", "CC BY 4.0"),
-    "seven_scenes": DataLicence("7-Scenes", "terms of its own: not for commercial use"),
-    "video": DataLicence("video of its makers", "theirs to say"),
-}
 
 
 def model_card(content: dict, parameters: int, scale_source: str | None, scores: dict | None = None) -> ModelCard:
@@ -88,13 +67,13 @@ def model_card(content: dict, parameters: int, scale_source: str | None, scores:
         library_name=LIBRARY,
         tags=TAGS,
         pipeline_tag="depth-estimation" if has_depth else "image-feature-extraction",
-        datasets=[kind for kind in kinds if kind in DATA] or None,  # a name of others could end the front matter
+        datasets=[kind for kind in kinds if kind in LICENCES] or None,  # a name of others could end the front matter
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
 def kinds_of_data(record: dict) -> list[str]:
-    """What the model was trained on, as keys of `DATA` where they are known there."""
+    """What the model was trained on, as keys of `LICENCES` where they are known there."""
     kinds = set(record.get("kinds", []))
     if record.get("drives") and all(SYNTHETIC.match(drive) for drive in record["drives"]):
         kinds = kinds - {"kitti_raw"} | {"synthetic"}
@@ -142,7 +121,7 @@ def data_lines(record: dict, kinds: list[str]) -> str:
     if record.get("imported_from"):
         lines = [f"- imported from a published checkpoint, {code(record['imported_from'])}; its data are not recorded"]
     else:
-        names = ", ".join(DATA[kind].name if kind in DATA else code(kind) for kind in kinds)
+        names = ", ".join(LICENCES[kind].name if kind in LICENCES else code(kind) for kind in kinds)
         lines = [f"- {names or 'not recorded'}"]
     if record.get("drives"):
         lines.append(f"- {count(len(record['drives']), 'drive')}: {name_list(record['drives'])}")
@@ -200,9 +179,9 @@ def configuration_section(record: dict) -> list[str]:
 def licence_lines(kinds: list[str]) -> str:
     """What the code's licence covers, and what the data's adds."""
     lines = ["Code: Apache-2.0. What the data's licences say of models trained on them is yours to check:", ""]
-    known = dict.fromkeys(DATA[kind] for kind in kinds if kind in DATA)
+    known = dict.fromkeys(LICENCES[kind] for kind in kinds if kind in LICENCES)
     lines += [f"- {data.name}: {data.terms}" for data in known]
-    lines += [f"- {code(kind)}: not known here" for kind in kinds if kind not in DATA]
+    lines += [f"- {code(kind)}: not known here" for kind in kinds if kind not in LICENCES]
     return "\n".join(lines if len(lines) > 2 else [*lines, "- the data are not recorded"])
 
 

@@ -1,0 +1,91 @@
+"""The kinds of data, told once each: what reads them, what they offer to choose from, how the field scores them.
+
+A new one is an entry here and a module with its class, a `featdepth.data.dataset.FrameDataset`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+CITYSCAPES_CUT = [0.0, 0.25, 0.0, 0.0]  # the `data.crop` that the crop of Cityscapes is measured in
+
+
+class Protocol(NamedTuple):
+    """Which pixels of a ground truth are compared, and with what."""
+
+    crop: str  # "garg", "cityscapes" or "none"
+    cap: float | None  # metres: truth beyond it is ignored; None: all of it is compared
+    clamp: float  # metres: predictions beyond it are taken for it
+
+
+class Licence(NamedTuple):
+    """Whose data they are and what the publisher allows, as far as it bears on a model."""
+
+    name: str
+    terms: str
+
+
+class Kind(NamedTuple):
+    """All that differs between kinds of data and can be told without reading any."""
+
+    reader: str  # module and class
+    licence: Licence
+    protocols: dict[str, Protocol]  # values of `evaluate.protocol`
+    splits: tuple[str, ...] = ("time",)  # built in, values of `data.split`
+    has_stereo: bool = False  # there can be a second camera
+
+    def dataset_class(self) -> type:
+        """The subclass of FrameDataset, imported when it is asked for: training loads one kind, not all."""
+        module, name = self.reader.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+KITTI = Licence("KITTI", "CC BY-NC-SA 3.0: not for commercial use")
+ROOM = {"own": Protocol("none", 10.0, 10.0)}
+STREET = {"own": Protocol("none", 80.0, 80.0)}
+
+KINDS = {  # by their names in `data.kind`
+    "kitti_raw": Kind(
+        "featdepth.data.kitti.raw:KittiRaw",
+        KITTI,
+        # The improved ground truth is scored wherever there is some; predictions are clamped all the same.
+        {"eigen": Protocol("garg", 80.0, 80.0), "eigen_improved": Protocol("none", None, 80.0)},
+        ("eigen",),
+        has_stereo=True,
+    ),
+    "kitti_odometry": Kind(
+        "featdepth.data.kitti.odometry:KittiOdometry", KITTI, STREET, ("official", "time"), has_stereo=True
+    ),
+    "cityscapes": Kind(
+        "featdepth.data.sets.cityscapes:Cityscapes",
+        Licence("Cityscapes", "terms of its own: not for commercial use"),
+        {"own": Protocol("cityscapes", 80.0, 80.0)},
+        ("official", "time"),
+        has_stereo=True,
+    ),
+    "euroc": Kind(
+        "featdepth.data.sets.euroc:Euroc",
+        Licence("EuRoC MAV", "see its page"),
+        {"own": Protocol("none", 20.0, 20.0)},
+        ("official", "time"),
+        has_stereo=True,
+    ),
+    "eth3d": Kind(
+        "featdepth.data.sets.eth3d:Eth3d", Licence("ETH3D", "CC BY-NC-SA 4.0: not for commercial use"), STREET
+    ),
+    "tum_rgbd": Kind("featdepth.data.sets.tum_rgbd:TumRgbd", Licence("TUM RGB-D", "CC BY 4.0"), ROOM),
+    "seven_scenes": Kind(
+        "featdepth.data.sets.seven_scenes:SevenScenes",
+        Licence("7-Scenes", "terms of its own: not for commercial use"),
+        ROOM,
+        ("official", "time"),
+    ),
+    "video": Kind("featdepth.data.sets.video:Video", Licence("video of its makers", "up to them"), STREET),
+}
+LICENCES = {name: kind.licence for name, kind in KINDS.items()}
+# In the layout of KITTI raw, and told from it by its days.
+LICENCES["synthetic"] = Licence("the synthetic street of featdepth", "made by the program itself, no restriction")
+
+BUILT_IN_SPLITS = {split for kind in KINDS.values() for split in kind.splits}
+PROTOCOLS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.protocols))
