@@ -27,10 +27,8 @@ from featdepth.config import Config, load_config, parse_arguments, to_dict
 from featdepth.console import Display
 from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.data.baselines import check_baselines
-from featdepth.data.intrinsics_source import describe_intrinsics
-from featdepth.data.shape import shape_note
-from featdepth.data.unused import unused_settings
-from featdepth.evaluation.refinement import is_transductive
+from featdepth.data.notes import describe_intrinsics, shape_note, unused_settings
+from featdepth.data.splits import is_transductive
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.batch_norm import synchronise_batch_norms
 from featdepth.models.saved.verdict import describe
@@ -71,7 +69,8 @@ def main() -> None:
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data = build_dataset(config, "train")
     validation_data = build_dataset(config, "validation")
-    check_baselines(train_data.members)
+    for member in train_data.members:
+        check_baselines(member.config.root, member.stereo_poses)
     contaminated = leaked_drives(config, train_data.recordings())
     pinned = accelerator.device.type == "cuda"
     train_loader = make_loader(train_data, config, shuffle=True, pinned=pinned)

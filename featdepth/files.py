@@ -118,6 +118,15 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def user_cache_folder(name: str) -> Path | None:
+    """Where `name` is kept below the user's cache folder.
+
+    None for a user without a home, as in containers that run under a number without a name.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "featdepth" / name if os.path.isabs(base) else None
+
+
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """Hold the lock file `path`, made if need be, after waiting for any other process that holds it.

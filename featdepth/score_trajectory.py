@@ -16,10 +16,10 @@ import numpy as np
 
 from featdepth.config import Parser
 from featdepth.errors import InputError, run_program
-from featdepth.evaluation.odometry import draw, format_scores
 from featdepth.files import write_text
 from featdepth.odometry.interpolate import interpolate_poses
 from featdepth.odometry.plots import MISSING, has_matplotlib
+from featdepth.odometry.report import draw_plots, format_scores
 from featdepth.odometry.rotations import quaternions_from_rotations
 from featdepth.odometry.scores import ALIGNMENTS, LENGTHS, score_trajectory
 from featdepth.odometry.trajectory_files import Trajectory, read_trajectory
@@ -118,7 +118,7 @@ def write(stem: Path, name: str, truth: np.ndarray, estimate: np.ndarray, scores
     """Write `stem`.json and plots that begin with `stem` and are called `name`. Raises InputError if impossible."""
     try:
         write_text(stem.with_suffix(".json"), json.dumps(scores, indent=2) + "\n")
-        notes = draw(stem, name, truth, estimate, scores) if has_matplotlib() else [f"no plots: {MISSING}"]
+        notes = draw_plots(stem, name, truth, estimate, scores) if has_matplotlib() else [f"no plots: {MISSING}"]
     except OSError as error:
         raise InputError(f"{stem.parent}: cannot be written to ({error.strerror}); choose another --out") from error
     print("\n".join([*notes, f"written to {stem.parent}"]))

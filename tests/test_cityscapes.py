@@ -13,7 +13,7 @@ from kitti_tree import make_config, write_list
 
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset, leaked_drives
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
 from featdepth.errors import InputError
 from featdepth.geometry import warp
 

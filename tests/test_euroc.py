@@ -21,7 +21,7 @@ from featdepth.cameras.lenses import Lens, remap, undistort_points
 from featdepth.cameras.rectify import rectify
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector, warp

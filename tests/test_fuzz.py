@@ -34,8 +34,9 @@ from featdepth.data import build_dataset
 from featdepth.data.cached.frame_cache import FrameCache
 from featdepth.data.images import load_depth_image, load_image
 from featdepth.data.kitti.calibration import Calibration
+from featdepth.data.kitti.drives import KITTI_DRIVES
 from featdepth.data.kitti.ground_truth import cached_lidar_depth, lidar_depth, read_scan
-from featdepth.data.splits import Sample, read_list
+from featdepth.data.samples import Sample, read_list
 from featdepth.errors import InputError, one_line
 from featdepth.models import FeatDepth
 from featdepth.models.saved.storage import read_model_directory
@@ -105,7 +106,7 @@ def write_samples(folder: Path) -> None:
 
 
 def read_samples(folder: Path) -> None:
-    for number, sample in read_list(folder / "list.txt"):
+    for number, sample in read_list(folder / "list.txt", KITTI_DRIVES):
         assert number > 0 and isinstance(sample, Sample) and 0 <= sample.frame < 10**10 and sample.side in "lr"
         assert re.fullmatch("[0-9_]+/[0-9_]+_drive_[0-9]{4,10}_sync", sample.drive)
 

@@ -17,7 +17,7 @@ from featdepth.config import Data
 from featdepth.data.kitti import ground_truth
 from featdepth.data.kitti.calibration import Calibration
 from featdepth.data.kitti.ground_truth import cached_lidar_depth, lidar_depth, read_scan, writable_cache_folder
-from featdepth.data.selection import MotionRecord
+from featdepth.data.motion_record import MotionRecord
 from featdepth.errors import InputError
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -32,8 +33,9 @@ from featdepth.config import load_config
 from featdepth.data import build_dataset
 from featdepth.data.images import load_depth_image, load_image
 from featdepth.data.kitti.calibration import Calibration
+from featdepth.data.kitti.drives import KITTI_DRIVES
 from featdepth.data.kitti.ground_truth import cached_lidar_depth, read_scan
-from featdepth.data.splits import read_list
+from featdepth.data.samples import read_list
 from featdepth.data.synthetic import Street, claim
 from featdepth.errors import InputError, one_line
 from featdepth.models import FeatDepth
@@ -131,7 +133,7 @@ def read_pth(path: Path) -> None:
 
 READERS = {
     "config.yaml": load_config,
-    "list.txt": read_list,
+    "list.txt": partial(read_list, naming=KITTI_DRIVES),
     f"{DAY}/calib_cam_to_cam.txt": read_calibration,
     f"{DAY}/calib_velo_to_cam.txt": read_calibration,
     "0000000001.bin": read_scan,

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from featdepth.cameras.exif import exif_intrinsics
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics, read_colmap_cameras, read_intrinsics
+from featdepth.cameras.intrinsics_files import read_colmap_cameras, read_intrinsics
 from featdepth.cameras.lenses import undistort_points
+from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.errors import InputError
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))

@@ -13,8 +13,7 @@ import evaluate
 import train
 from featdepth.config import load_config
 from featdepth.data import build_dataset
-from featdepth.data.intrinsics_source import describe_intrinsics
-from featdepth.data.unused import unused_settings
+from featdepth.data.notes import describe_intrinsics, unused_settings
 from featdepth.prepare_video import __main__ as prepare_video
 
 IMAGES, WIDTH, HEIGHT = 8, 160, 96

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from featdepth.config import Config
 from featdepth.data import augment, build_dataset
 from featdepth.data.kitti.eigen import eigen_split
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
 from featdepth.errors import InputError, one_line
 from featdepth.geometry import warp
 

@@ -17,7 +17,8 @@ from PIL import Image
 from featdepth.config import Config, load_config, save_config
 from featdepth.data import build_dataset, motion
 from featdepth.data.kitti.raw import KittiRaw
-from featdepth.data.selection import MotionRecord, moving_samples, pairs_of
+from featdepth.data.motion_record import MotionRecord
+from featdepth.data.selection import moving_samples, pairs_of
 from featdepth.errors import InputError
 
 SIZE = (64, 192)  # of the files; training is at half of it

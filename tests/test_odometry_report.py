@@ -22,8 +22,8 @@ from featdepth.data.kitti.oxts import read_speed, read_times, steps_between
 from featdepth.data.kitti.oxts_poses import camera_poses
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
-from featdepth.evaluation import odometry as odometry_report
-from featdepth.evaluation.odometry import open_sequences
+from featdepth.evaluation import trajectories
+from featdepth.evaluation.test_data import open_sequences
 from featdepth.odometry import plots
 from featdepth.odometry.scores import ALIGNMENTS
 from featdepth.odometry.trajectory_files import read_kitti, read_tum, write_kitti, write_tum
@@ -115,7 +115,7 @@ class TestEvaluation:
         poses = true_poses()
         motions = iter(np.linalg.inv(poses[1:]) @ poses[:-1])
         monkeypatch.setattr(
-            odometry_report, "motions_between", lambda model, *pair: np.stack([next(motions) for _ in pair[0]])
+            trajectories, "motions_between", lambda model, *pair: np.stack([next(motions) for _ in pair[0]])
         )
         succeeded(evaluate_here(config_file, checkpoint, tmp_path / "out"))
         [score] = read_result(tmp_path / "out")["sequences"]
@@ -138,7 +138,7 @@ class TestEvaluation:
     def test_without_matplotlib_scores_are_written(
         self, config_file: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(odometry_report, "has_matplotlib", lambda: False)
+        monkeypatch.setattr(trajectories, "has_matplotlib", lambda: False)
         result = succeeded(evaluate_here(config_file, checkpoint, tmp_path / "out"))
         assert "no plots: plots need matplotlib (pip install matplotlib)" in result.out
         names = sorted(path.name for path in (tmp_path / "out" / "odometry").iterdir())

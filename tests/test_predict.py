@@ -16,7 +16,7 @@ from conftest import Result, call_program, run_program_process, succeeded
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics
+from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.evaluation.refinement import refine_stream
 from featdepth.models import FeatDepth
 from featdepth.odometry.egomotion import chain_motions, predict_motions
@@ -24,8 +24,9 @@ from featdepth.odometry.trajectory_files import read_trajectory
 from featdepth.predict import __main__ as predict
 from featdepth.predict import outputs
 from featdepth.predict.frames import load_photo
-from featdepth.predict.outputs import Settings
+from featdepth.predict.settings import Settings
 from featdepth.predict.sources import Source
+from featdepth.predict.work import share
 
 SIZE = (50, 81)  # height, width of the frames: another than the model's
 FRAMES = 5
@@ -183,7 +184,7 @@ class TestDepth:
         names = {str(number): clip / f"{number}.png" for number in range(FRAMES)}
         sources = [Source("", None, photos), Source("one", clip, names), Source("two", clip, names)]
         for kinds, is_split in ((["depth_png"], True), (["depth_png", "trajectory"], False)):
-            shares = [predict.share(sources, rank, 3, Settings(tmp_path / "out", kinds)) for rank in range(3)]
+            shares = [share(sources, rank, 3, Settings(tmp_path / "out", kinds)) for rank in range(3)]
             for source in sources:
                 parts = [each.files for own in shares for each in own if each.name == source.name]
                 assert sorted(name for part in parts for name in part) == sorted(source.files)

@@ -13,9 +13,10 @@ import torch
 from featdepth.odometry.trajectory_files import read_trajectory
 from featdepth.predict.clip_outputs import MOST_QUEUED, ClipOutputs, Fed, PageFrames, reduced
 from featdepth.predict.frames import Frame
-from featdepth.predict.outputs import Saved, Settings
+from featdepth.predict.outputs import Saved
 from featdepth.predict.page import MOST_FRAMES
 from featdepth.predict.point_cloud import depth_to_points
+from featdepth.predict.settings import Settings
 from featdepth.predict.sources import Source
 
 

@@ -153,11 +153,11 @@ class TestPhotos:
 class TestCameras:
     def test_a_calibration_is_scaled_to_the_frames(self, tmp_path: Path) -> None:
         (tmp_path / "cameras.txt").write_text("1 PINHOLE 640 480 500 510 320 240\n")
-        intrinsics = Cameras(str(tmp_path / "cameras.txt")).need(tmp_path / "any.png", (240, 320))
+        intrinsics = Cameras(str(tmp_path / "cameras.txt")).need(tmp_path / "any.png", (240, 320), "--refine")
         assert intrinsics == pytest.approx(np.array([[250, 0, 159.5], [0, 255, 119.5], [0, 0, 1]]))
 
     def test_the_field_of_view(self, tmp_path: Path) -> None:
-        intrinsics = Cameras(field_of_view=90.0).need(tmp_path / "any.png", (60, 100))
+        intrinsics = Cameras(field_of_view=90.0).need(tmp_path / "any.png", (60, 100), "--refine")
         assert intrinsics == pytest.approx(np.array([[50, 0, 49.5], [0, 50, 29.5], [0, 0, 1]]))
 
     def test_kittis_own_calibrations(self, tmp_path: Path) -> None:
@@ -165,24 +165,24 @@ class TestCameras:
         (tmp_path / "00" / "calib.txt").write_text(KITTI_CALIBRATION)
         expected = np.array([[700, 0, 319.5], [0, 710, 119.5], [0, 0, 1]])  # the file counts from 1
         for path in (folder, folder / "000000.png"):
-            assert Cameras().need(path, (240, 640)) == pytest.approx(expected)
+            assert Cameras().need(path, (240, 640), "--refine") == pytest.approx(expected)
         day = tmp_path / "2011_09_26"
         folder = write_images(day / "drive" / "image_03" / "data", "0000000000.png")
         rows = KITTI_CALIBRATION.replace("P2", "P_rect_02").replace("P3", "P_rect_03")
         (day / "calib_cam_to_cam.txt").write_text(f"{rows}S_rect_02: 640 240\nS_rect_03: 640 240\n")
-        assert Cameras().need(folder, (480, 1280))[0, 0] == pytest.approx(2 * 701)
+        assert Cameras().need(folder, (480, 1280), "--refine")[0, 0] == pytest.approx(2 * 701)
 
     def test_intrinsics_beside_the_frames(self, tmp_path: Path) -> None:
         folder = write_images(tmp_path / "clip", "a.png")
         np.savetxt(tmp_path / "intrinsics.txt", [[30, 0, 20], [0, 30, 10], [0, 0, 1]])
-        assert Cameras().need(folder, (20, 40))[0, 0] == 30
+        assert Cameras().need(folder, (20, 40), "--refine")[0, 0] == 30
 
     def test_exif_of_a_photo(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif.get_ifd(0x8769)[0xA405] = 28  # focal length for 35 mm film
         Image.new("RGB", (360, 240)).save(tmp_path / "photo.jpg", exif=exif)
         focal = 28 * math.hypot(360, 240) / math.hypot(36, 24)
-        assert Cameras().need(tmp_path / "photo.jpg", (240, 360))[0, 0] == pytest.approx(focal)
+        assert Cameras().need(tmp_path / "photo.jpg", (240, 360), "--refine")[0, 0] == pytest.approx(focal)
 
     def test_learned_ones_of_a_single_camera(self, tmp_path: Path) -> None:
         config = tiny_config("photometric", [0, -1, 1], intrinsics="learned")
@@ -194,10 +194,10 @@ class TestCameras:
             assert (found is not None) == is_known
             if is_known:
                 assert found == pytest.approx(np.array([[100, 0, 80.5], [0, 100, 60.5], [0, 0, 1]]), abs=1e-4)
-                assert Cameras(model=model).need(tmp_path / "film.mp4", (128, 192)) == pytest.approx(found)
+                assert Cameras(model=model).need(tmp_path / "film.mp4", (128, 192), "--refine") == pytest.approx(found)
 
     def test_unknown_ones_say_what_to_do(self, tmp_path: Path) -> None:
         path = write_images(tmp_path, "a.png") / "a.png"
         assert Cameras().find(path, (4, 6)) is None
         with pytest.raises(InputError, match=r"a.png: nothing tells .* --intrinsics FILE or --field-of-view"):
-            Cameras().need(path, (4, 6))
+            Cameras().need(path, (4, 6), "--refine")

@@ -13,7 +13,7 @@ from conftest import Result, call_program, succeeded
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics
+from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.geometry import invert_intrinsics, pixel_grid
 from featdepth.models import FeatDepth
 from featdepth.odometry.trajectory_files import read_trajectory

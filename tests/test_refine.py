@@ -16,10 +16,11 @@ from torch import Tensor
 import train
 from featdepth.config import Config, load_config
 from featdepth.data import build_dataset
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
+from featdepth.data.splits import is_transductive
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
-from featdepth.evaluation.refinement import LOSS, Refiner, clips_of, evaluate_refinement, is_transductive, refine_stream
+from featdepth.evaluation.refinement import LOSS, Refiner, clips_of, evaluate_refinement, refine_stream
 from featdepth.metrics.depth import METRICS
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses

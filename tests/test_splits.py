@@ -10,9 +10,11 @@ import pytest
 from kitti_tree import drive_name, make_config, write_list
 
 from featdepth.data import check_leakage, leaked_drives
+from featdepth.data.kitti.drives import KITTI_DRIVES
 from featdepth.data.kitti.eigen import eigen_split, eigen_test_samples
-from featdepth.data.kitti.raw import KittiRaw
-from featdepth.data.splits import SEQUENCES, Sample, held_out_drives, parse_sample, read_list, seen_again
+from featdepth.data.kitti.odometry import SEQUENCES
+from featdepth.data.samples import Sample, parse_sample, read_list
+from featdepth.data.splits import held_out_drives, seen_again
 from featdepth.errors import InputError
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))
@@ -28,12 +30,12 @@ def write_split(tmp_path: Path, train: str | None = None, val: str | None = None
 
 def test_list_of_both_number_styles_with_line_numbers(tmp_path):
     path = write_list(tmp_path / "list.txt", [f"{FIRST} 0000000095 l", "", f"  {FIRST} 7 r\r", " "])
-    assert read_list(path) == [(1, Sample(FIRST, 95, "l")), (3, Sample(FIRST, 7, "r"))]
+    assert read_list(path, KITTI_DRIVES) == [(1, Sample(FIRST, 95, "l")), (3, Sample(FIRST, 7, "r"))]
 
 
 def test_sample_prints_as_its_line(tmp_path):
     sample = Sample(FIRST, 95, "l")
-    assert read_list(write_list(tmp_path / "list.txt", [str(sample)])) == [(1, sample)]
+    assert read_list(write_list(tmp_path / "list.txt", [str(sample)]), KITTI_DRIVES) == [(1, sample)]
     assert sample.date == "2011_09_26"
 
 
@@ -58,18 +60,18 @@ def test_sample_prints_as_its_line(tmp_path):
 def test_malformed_line_is_refused_with_its_place(tmp_path, line):
     path = write_list(tmp_path / "list.txt", [f"{FIRST} 1 l", line])
     with pytest.raises(InputError) as raised:
-        read_list(path)
+        read_list(path, KITTI_DRIVES)
     assert str(raised.value).startswith(f"{path}:2: ") and "\n" not in str(raised.value)
 
 
 def test_empty_missing_and_binary_lists_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"list.txt: the list of samples is empty"):
-        read_list(write_list(tmp_path / "list.txt", ["", " "]))
+        read_list(write_list(tmp_path / "list.txt", ["", " "]), KITTI_DRIVES)
     with pytest.raises(InputError, match=r"absent.txt: the list of samples cannot be read"):
-        read_list(tmp_path / "absent.txt")
+        read_list(tmp_path / "absent.txt", KITTI_DRIVES)
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     with pytest.raises(InputError, match=r"binary.txt:\d"):
-        read_list(tmp_path / "binary.txt")
+        read_list(tmp_path / "binary.txt", KITTI_DRIVES)
 
 
 def test_eigen_split_has_697_left_frames_of_28_drives_and_disjoint_validation():
@@ -132,7 +134,7 @@ def test_a_drive_of_a_synthetic_set_may_be_called_like_an_eigen_test_drive(tmp_p
 def test_eigen_training_avoids_drives_of_lists_that_replace_the_other_parts(tmp_path):
     path = write_list(tmp_path / "list.txt", [f"{FIRST} 5 l"])
     config = make_config(tmp_path, split="eigen", val_files=str(path))
-    assert FIRST in held_out_drives(config, KittiRaw) and drive_name(13) in held_out_drives(config, KittiRaw)
+    assert FIRST in held_out_drives(config) and drive_name(13) in held_out_drives(config)
     assert leaked_drives(config) == []
 
 
@@ -177,7 +179,7 @@ def test_published_odometry_lists_are_read(line: str, sample: Sample | None) -> 
 def test_published_lists_of_drives_are_read() -> None:
     drive = "2011_09_26/2011_09_26_drive_0001_sync"
     for line in (f"{drive} 473 r", f"{drive} 0000000473 r", f"{drive} 473 3"):
-        assert parse_sample(line) == Sample(drive, 473, "r")
+        assert parse_sample(line, KITTI_DRIVES) == Sample(drive, 473, "r")
 
 
 def test_published_lists_of_images_are_read() -> None:
@@ -186,7 +188,7 @@ def test_published_lists_of_images_are_read() -> None:
     truth = "2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_03/0000000473.png 721.5377"
     lines = [f"{image}.png", f"/{image}.jpg {drive}/image_02/data/0000000473.jpg", f"{image}.png {truth}"]
     for line in (*lines, "2011_09_26_drive_0001_sync_03 0000000473"):
-        assert parse_sample(line) == Sample(drive, 473, "r")
+        assert parse_sample(line, KITTI_DRIVES) == Sample(drive, 473, "r")
     for line in (f"../{image}.png", image, f"{drive}/image_00/data/0000000473.png", "2011_09_26_drive_0001_sync 473"):
-        assert parse_sample(line) is None
+        assert parse_sample(line, KITTI_DRIVES) is None
     assert parse_sample(f"{image}.png", SEQUENCES) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from featdepth.cameras.intrinsics_files import read_intrinsics
 from featdepth.config import load_config
 from featdepth.data.kitti.calibration import read_rows
+from featdepth.data.kitti.drives import KITTI_DRIVES
 from featdepth.data.kitti.oxts import read_speed, read_times
 from featdepth.data.listing import read_matrix, read_numbers
+from featdepth.data.samples import read_list
 from featdepth.data.sets.cityscapes import read_record as read_cityscapes
 from featdepth.data.sets.cityscapes import read_timestamp
 from featdepth.data.sets.clips import read_record
@@ -21,7 +24,6 @@ from featdepth.data.sets.eth3d import read_lines
 from featdepth.data.sets.euroc_files import read_images, read_sensor
 from featdepth.data.sets.seven_scenes import split_drives
 from featdepth.data.sets.tum_rgbd import read_file_list
-from featdepth.data.splits import read_list
 from featdepth.errors import InputError
 from featdepth.odometry.trajectory_files import read_trajectory
 from featdepth.prepare_video.speed import read_speeds
@@ -33,7 +35,7 @@ SIZE = (480, 640)
 
 # By kind of file: its text, and what a reader makes of it, from the first line on.
 FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "list": ("2011_09_26/2011_09_26_drive_0013_sync 95 l\n" * 2, read_list),
+    "list": ("2011_09_26/2011_09_26_drive_0013_sync 95 l\n" * 2, partial(read_list, naming=KITTI_DRIVES)),
     "calibration": (RIG, read_rows),
     "table": ("1 2\n3 4\n", lambda path: read_numbers(path, 2, "numbers").tolist()),
     "pose": ("1 0\n0 1\n", lambda path: read_matrix(path, 2, "a matrix").tolist()),

@@ -1,4 +1,4 @@
-"""Intrinsics from the files that other programs write, or from a field of view.
+"""Intrinsics from the files that other programs write.
 
 Everything that leaves this module has its pixel centres at integers from 0, whatever the file counts from. In a file
 with several cameras `FILE#NAME` chooses one: `cameras.txt#2`, `calib_cam_to_cam.txt#02`, `calib.txt#P2`.
@@ -6,7 +6,6 @@ with several cameras `FILE#NAME` chooses one: `cameras.txt#2`, `calib_cam_to_cam
 
 from __future__ import annotations
 
-import math
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,13 +14,12 @@ import numpy as np
 import torch
 
 from featdepth.cameras.lenses import Lens
-from featdepth.cameras.parts import matrix
 from featdepth.cameras.plain_formats import read_cameras, read_colmap_cameras
 from featdepth.config.values import shown
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 
-__all__ = ["field_of_view_intrinsics", "read_colmap_cameras", "read_intrinsics", "read_pinhole"]
+__all__ = ["read_colmap_cameras", "read_intrinsics", "read_pinhole"]
 
 NEAR_CENTRE = 0.05  # of the longer side: a principal point at most so far from a centre belongs to it
 SHORTEST, LONGEST = 0.1, 20.0  # focal lengths that exist, in widths or heights of the image, whichever is longer
@@ -52,19 +50,6 @@ def read_pinhole(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     if lens.model != "pinhole":
         raise InputError(f"{path}: has lens distortion; undo it by python -m featdepth.prepare_video")
     return lens.intrinsics
-
-
-def field_of_view_intrinsics(degrees: float, size: tuple[int, int]) -> np.ndarray:
-    """Intrinsics 3x3 of a camera that sees `degrees` from its left border to its right one.
-
-    Square pixels, principal point at the centre of the image of `size` (height, width). Raises InputError unless
-    degrees lie between 1 and 170.
-    """
-    if not 1 <= degrees <= 170:
-        raise InputError(f"a field of view of {degrees:g} degrees is impossible for a flat picture (1 to 170)")
-    height, width = size
-    focal = width / 2 / math.tan(math.radians(degrees) / 2)
-    return matrix(focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 
 def split_name(path: str | Path) -> tuple[Path, str | None]:

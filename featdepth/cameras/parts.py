@@ -57,11 +57,6 @@ def checked_size(where: str | Path, height: object, width: object) -> tuple[int,
     return int(height), int(width)
 
 
-def matrix(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
-    """Intrinsics float64 3x3."""
-    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
-
-
 def check_normalised(where: str, intrinsics: np.ndarray, size: tuple[int, int] | None) -> None:
     """Raise InputError, which says what to write instead, for a K in shares of the image's width and height."""
     fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]

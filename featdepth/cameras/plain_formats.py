@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.cameras.lenses import Lens
-from featdepth.cameras.parts import checked_size, make_lens, matrix, parse_numbers
+from featdepth.cameras.parts import checked_size, make_lens, parse_numbers
+from featdepth.cameras.pinhole import matrix
 from featdepth.cameras.yaml_formats import is_yaml, read_json_cameras, read_yaml_cameras
 from featdepth.config.values import shown
 from featdepth.errors import InputError

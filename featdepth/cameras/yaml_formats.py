@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from featdepth.cameras.lenses import Lens
-from featdepth.cameras.parts import checked_size, make_lens, matrix, parse_numbers
+from featdepth.cameras.parts import checked_size, make_lens, parse_numbers
+from featdepth.cameras.pinhole import matrix
 from featdepth.config.values import parse_yaml, shown
 from featdepth.errors import InputError
 from featdepth.wording import count

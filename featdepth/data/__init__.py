@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from featdepth.data import splits
 from featdepth.data.augment import augment
 from featdepth.data.dataset import FrameDataset
-from featdepth.data.mix import MixedDataset, held_out_again, mix, mixed_configs
+from featdepth.data.mix import MixedDataset, leaked_drives, mix
+from featdepth.data.splits import check_leakage
 from featdepth.errors import InputError
 from featdepth.kinds import KINDS
 from featdepth.wording import count
@@ -50,21 +50,3 @@ def build_dataset(
     if part == "train" and config.model.intrinsics == "learned":
         dataset.number_cameras(list(dataset.start_intrinsics()))
     return dataset
-
-
-def leaked_drives(config: Config, recordings: Sequence[str] = ()) -> list[str]:
-    """Names of the drives that more than one of training, validation and test have, sorted; empty for a clean split.
-
-    recordings: of the training data, with those of `data.mix`.
-    """
-    leaked = {
-        name
-        for each in (config, *mixed_configs(config))
-        for name in splits.leaked_drives(each, KINDS[each.data.kind].dataset_class())
-    }
-    return sorted({*leaked, *held_out_again(recordings, config)})
-
-
-def check_leakage(config: Config) -> list[str]:
-    """The drives that the split's parts share; InputError, naming them, unless `data.allow_leakage`."""
-    return splits.check_leakage(config, KINDS[config.data.kind].dataset_class())

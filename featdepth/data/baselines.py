@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping
 
 import numpy as np
+from torch import Tensor
 
 from featdepth.errors import InputError
-
-if TYPE_CHECKING:
-    from featdepth.data.dataset import FrameDataset
 
 SHORTEST, LONGEST = 0.001, 10.0  # metres: what is called a pair, from endoscopes to masts
 USUAL = (0.02, 1.0)  # metres
@@ -43,17 +40,19 @@ def check_stereo_pose(where: str, pose: np.ndarray, side: str) -> None:
         )
 
 
-def check_baselines(datasets: Iterable[FrameDataset]) -> None:
-    """Raise InputError where the second camera of one of them is farther away than any pair's, which is no metres."""
-    for dataset in datasets:
-        for camera, pose in dataset.stereo_poses.items():
-            length = float(pose[:3, 3].norm())
-            if length > LONGEST:
-                units = likely_units(length) or list(UNITS)
-                raise InputError(
-                    f"{dataset.config.root}: the stereo baseline of {name_of(camera)} is {length:.4g} m; is it in "
-                    f"{' or '.join(units)}? Write it in metres; python -m featdepth.doctor compares depths"
-                )
+def check_baselines(root: str, poses: Mapping[Hashable, Tensor]) -> None:
+    """Raise InputError where a second camera is farther away than any pair's, which is no metres.
+
+    root: of the data, for the message; poses: 4x4 source_from_target by camera, as `FrameDataset.stereo_poses`.
+    """
+    for camera, pose in poses.items():
+        length = float(pose[:3, 3].norm())
+        if length > LONGEST:
+            units = likely_units(length) or list(UNITS)
+            raise InputError(
+                f"{root}: the stereo baseline of {name_of(camera)} is {length:.4g} m; is it in "
+                f"{' or '.join(units)}? Write it in metres; python -m featdepth.doctor compares depths"
+            )
 
 
 def likely_units(length: float) -> list[str]:

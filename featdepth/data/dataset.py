@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics
+from featdepth.cameras.pinhole import field_of_view_intrinsics
+from featdepth.config.keys import Config
 from featdepth.data.baselines import check_stereo_pose
-from featdepth.data.cached.frame_cache import FrameCache
+from featdepth.data.footage import Footage
 from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
+from featdepth.data.samples import STEREO, Sample, list_file, read_list
 from featdepth.data.selection import count_unknown, moving_samples
-from featdepth.data.splits import FOLDERS, Naming, Sample, list_file, read_list
 from featdepth.errors import InputError
 from featdepth.geometry import crop_intrinsics, resize_intrinsics
 from featdepth.wording import count
 
-if TYPE_CHECKING:
-    from featdepth.config import Config
-
-STEREO = "s"
 UNNUMBERED = -1  # the camera of a sample whose intrinsics no model has learned
 SKIPPING_ADVICE = ", or set data.skip_bad_frames=true"  # in errors of single frames
 MOST_REPLACEMENTS = 10  # bad samples in a row: beyond that the data set is broken, not a frame
 FIXED_INTRINSICS = [[0.58, 0.0, 0.5], [0.0, 1.92, 0.5], [0.0, 0.0, 1.0]]  # of the published code, in widths and heights
 
 
-class Camera(NamedTuple):
-    """What a sample's images were taken with."""
-
-    size: tuple[int, int]  # height, width of the files, pixels
-    intrinsics: np.ndarray  # 3x3 at that size, pixel centres at integers
-    stereo_pose: np.ndarray | None = None  # 4x4 source_from_target of the other camera, metres
-
-
 class NoGroundTruth(InputError):
     """No sample of a part has ground truth where it is required; the text says where it is looked for."""
 
 
-class FrameDataset(Dataset, ABC):
+class FrameDataset(Footage, Dataset):
     """Samples as dicts of tensors (see `__getitem__`); made by `featdepth.data.build_dataset`.
 
     samples: the target images, in order; drives: their drives, sorted; left_out: listed samples that lack one of their
@@ -52,13 +39,8 @@ class FrameDataset(Dataset, ABC):
     since nobody knows whether they move; without_depth: samples left out for want of ground truth; known_distances:
     samples that know how far the camera moved; depth_size: the common size of `depth`.
 
-    A kind of data is a subclass that says what is on the disk: the abstract methods, and those up to `distance`.
+    A kind of data is a subclass that says what is on the disk, see `Footage`.
     """
-
-    naming: ClassVar[Naming] = FOLDERS  # of drives in lists
-    image_form: ClassVar[str] = ""  # how images are called, in words
-    calibration_name: ClassVar[str] = "the data's calibration"  # where intrinsics come from, for people
-    makes_ground_truth: ClassVar[bool] = False  # from scans, which takes time; `data.ground_truth_cache` keeps it
 
     def __init__(
         self,
@@ -91,87 +73,16 @@ class FrameDataset(Dataset, ABC):
         self.known_distances = 0
         if self.with_distance:
             self.known_distances = sum(not all(map(math.isnan, self.distances(sample))) for sample in self.samples)
-        cache = config.data.cache
         self.cache = None
-        if cache is not None:
-            self.cache = FrameCache(cache, self.size, config.data.cache_gb, config.data.crop)
+        if config.data.cache is not None:
+            from featdepth.data.cached.frame_cache import FrameCache  # most runs have none
 
-    @classmethod
-    @abstractmethod
-    def built_in_drives(cls, config: Config, part: str) -> Collection[str]:
-        """Names, or patterns such as "val/*", of the drives of a part of a built-in split."""
-
-    @abstractmethod
-    def open_root(self, config: Config) -> None:
-        """Look at the folder of the data. Raises InputError where it is none of this kind."""
-
-    @abstractmethod
-    def built_in_samples(self, config: Config, part: str) -> list[Sample]:
-        """The samples of a part of a built-in split; InputError where there is none."""
-
-    @abstractmethod
-    def image_path(self, sample: Sample, frame: int | str) -> str | None:
-        """The image of one of the sample's frames: an offset in time, or "s" for the other camera; None: not there."""
-
-    @abstractmethod
-    def camera_of(self, sample: Sample) -> Hashable:
-        """What samples of the same camera (intrinsics, size and stereo pose) have in common."""
-
-    @abstractmethod
-    def camera(self, sample: Sample) -> Camera:
-        """The sample's camera, with a stereo pose where "s" is among the frames. InputError for a bad calibration."""
-
-    @abstractmethod
-    def depth_path(self, sample: Sample) -> str | None:
-        """Where the sample's ground truth comes from, if there is any."""
-
-    @abstractmethod
-    def ground_truth_hint(self) -> str:
-        """Where ground truth is looked for."""
-
-    @abstractmethod
-    def read_depth(self, sample: Sample, path: str) -> np.ndarray:
-        """Ground truth float32 `[h, w]` (metres, 0 = none) at the size of the camera's files."""
-
-    def camera_name(self, sample: Sample) -> str:
-        """The sample's camera, where intrinsics are learned: samples of one name have one intrinsics."""
-        return str(self.camera_of(sample))
-
-    def intrinsics_source(self, sample: Sample) -> str:
-        """Where the intrinsics of the sample's drive come from, in words."""
-        return self.calibration_name
+            self.cache = FrameCache(config.data.cache, self.size, config.data.cache_gb, config.data.crop)
 
     @property
     def members(self) -> list[FrameDataset]:
         """The data sets that this one is made of (see `featdepth.data.mix`): itself alone."""
         return [self]
-
-    def recordings(self) -> list[str]:
-        """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
-        return self.drives
-
-    def moving_path(self, sample: Sample) -> str | None:
-        """Where the mask of moving things in the sample's target image lies, if there is one."""
-        return None
-
-    def poses(self, drive: str) -> dict[int, np.ndarray]:
-        """world_from_camera 4x4 (metres) of the left or only camera at each frame where it is known."""
-        return {}
-
-    def times(self, drive: str) -> dict[int, float]:
-        """Seconds at which each frame was taken, where that is known."""
-        return {}
-
-    def drops(self, drive: str) -> np.ndarray | None:
-        """Where frames were chosen by motion, so that uneven times are meant: bool `[N-1]`, between which neighbours
-        the camera itself recorded none, or the clock went back; None: the times should be even."""
-        return None
-
-    def distance(self, sample: Sample, frame: int) -> float | None:
-        """Metres between the camera at the target and at the frame `frame` later or earlier; None: unknown."""
-        poses = self.poses(sample.drive)
-        one, other = poses.get(sample.frame), poses.get(sample.frame + frame)
-        return None if one is None or other is None else float(np.linalg.norm(other[:3, 3] - one[:3, 3]))
 
     def list_samples(self, config: Config, part: str) -> list[Sample]:
         """The samples of a part before any is left out for missing neighbours.

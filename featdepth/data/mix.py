@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from featdepth.config import Config, load_config
 from featdepth.config.checks import check_config
-from featdepth.data.splits import check_leakage, frame_range, is_among, part_drives
+from featdepth.data.splits import check_leakage, frame_range, is_among, leaks, part_drives
 from featdepth.errors import InputError
 from featdepth.kinds import KINDS
 from featdepth.wording import count
@@ -63,7 +63,7 @@ def mix(config: Config, own: FrameDataset) -> MixedDataset:
     members = [own]
     for path, mixed in zip(config.data.mix, mixed_configs(config), strict=True):
         try:
-            check_leakage(mixed, KINDS[mixed.data.kind].dataset_class())
+            check_leakage(mixed)
             member = KINDS[mixed.data.kind].dataset_class()(mixed, "train")
         except InputError as error:
             raise InputError(f"data.mix: {path}: {error}") from error
@@ -80,9 +80,17 @@ def mix(config: Config, own: FrameDataset) -> MixedDataset:
 
 def held_out_again(recordings: Sequence[str], config: Config) -> list[str]:
     """Those of the `recordings` whose drives the validation or test part of `config` has, as far as names tell."""
-    kind = KINDS[config.data.kind].dataset_class()
-    held_out = {drive for part in ("validation", "test") for drive in part_drives(config, part, kind)}
+    held_out = {*part_drives(config, "validation"), *part_drives(config, "test")}
     return sorted(name for name in recordings if is_among(frame_range(name)[0], held_out))
+
+
+def leaked_drives(config: Config, recordings: Sequence[str] = ()) -> list[str]:
+    """Names of the drives that more than one of training, validation and test have, sorted; empty for a clean split.
+
+    recordings: of the training data, with those of `data.mix`.
+    """
+    shared = [drives for each in (config, *mixed_configs(config)) for drives in leaks(each).values()]
+    return sorted({*chain(*shared), *held_out_again(recordings, config)})
 
 
 class MixedDataset(Dataset):

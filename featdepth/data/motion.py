@@ -27,7 +27,8 @@ from featdepth.console import Display
 from featdepth.data import build_dataset
 from featdepth.data.dataset import SKIPPING_ADVICE, FrameDataset
 from featdepth.data.mix import mixed_configs
-from featdepth.data.selection import MotionRecord, Pair, pairs_of, smallest_distance, smallest_motion
+from featdepth.data.motion_record import MotionRecord, Pair
+from featdepth.data.selection import pairs_of, smallest_distance, smallest_motion
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.two_view.matching import Features, find_features, match_features, motion

@@ -1,17 +1,10 @@
-"""Sizes that images are trained at, and whether their shape is that of the images."""
+"""Sizes that images are trained at."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from featdepth.config.checks import SMALLEST_SIDE, STRIDE
-
-if TYPE_CHECKING:
-    from featdepth.data.dataset import FrameDataset
-    from featdepth.data.mix import MixedDataset
-
-MOST_SQUEEZED = 1.25  # ratio of two aspect ratios: beyond it pictures are noticeably squeezed
 
 
 def squeezed(size: tuple[int, int], other: tuple[int, int]) -> float:
@@ -28,16 +21,3 @@ def fitting_size(size: tuple[int, int], pixels: int) -> tuple[int, int]:
 
     sides = range(SMALLEST_SIDE, max(SMALLEST_SIDE + 1, 4 * math.isqrt(pixels)), STRIDE)
     return min(((height, width) for height in sides for width in sides), key=lambda each: misfit(*each))
-
-
-def shape_note(data: FrameDataset | MixedDataset, size: tuple[int, int]) -> str | None:
-    """A note where images of the data are squeezed to be trained at `size` (height, width); None: they are not."""
-    shapes = [member.shown_size(camera) for member in data.members for camera in member.native_sizes]
-    worst = max(shapes, key=lambda shape: squeezed(shape, size))
-    if squeezed(worst, size) <= MOST_SQUEEZED:
-        return None
-    height, width = fitting_size(worst, size[0] * size[1])
-    return (
-        f"images of {worst[1]} x {worst[0]} pixels are squeezed by a factor of {squeezed(worst, size):.2f} to "
-        f"{size[1]} x {size[0]}; data.height={height} data.width={width} would keep their shape"
-    )

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featdepth.data.dataset import STEREO, FrameDataset
-from featdepth.data.splits import Sample
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
 from featdepth.doctor.reprojection import Fit, fit_motion
 from featdepth.doctor.survey import Pair, Survey, samples_by_drive, spread

@@ -11,12 +11,12 @@ from itertools import combinations
 import numpy as np
 
 from featdepth.data.images import LARGEST_FILE
-from featdepth.data.splits import LIST_FILES, Sample, leaks
+from featdepth.data.samples import LIST_FILES, Sample
+from featdepth.data.splits import leaks
 from featdepth.doctor.findings import Finding, ok, problem, warning
 from featdepth.doctor.order import thumbnail
 from featdepth.doctor.survey import Survey, spread_samples
 from featdepth.files import read_bytes
-from featdepth.kinds import KINDS
 
 CHECK = "leakage"
 SHOWN = 3  # names in a message
@@ -27,7 +27,7 @@ MOST_COMPARED = 40  # frames of each part that are looked at
 def check_leakage(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     """Drives in several parts; else equal files; else frames that look the same."""
     config = survey.config
-    shared = leaks(config, KINDS[config.data.kind].dataset_class())
+    shared = leaks(config)
     for (one, other), drives in shared.items():
         yield leak(survey, f"{one} and {other} share drives: {listed(drives)}")
     if not shared:

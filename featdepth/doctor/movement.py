@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from featdepth.data.dataset import STEREO
-from featdepth.data.splits import Sample
+from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
 from featdepth.doctor.survey import Pair, Survey
 from featdepth.doctor.times import drive_intervals

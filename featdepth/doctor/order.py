@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
 from featdepth.doctor.findings import Finding, ok, problem, skipped
 from featdepth.doctor.survey import FEWEST_MATCHES, Pair, Survey, consecutive, samples_by_drive, spread
 

@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from featdepth.data.dataset import STEREO
-from featdepth.data.splits import Sample
+from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.ground_truth_fit import depth_at, fit_where
 from featdepth.doctor.survey import Pair, Survey, spread
 from featdepth.geometry import warp

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from featdepth.data.shape import shape_note
+from featdepth.data.notes import shape_note
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
 from featdepth.doctor.survey import Survey
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from featdepth.data.baselines import UNITS, likely_units
-from featdepth.data.dataset import STEREO
+from featdepth.data.samples import STEREO
 from featdepth.doctor.findings import Finding, ok, problem, skipped
 from featdepth.doctor.survey import Pair, Survey
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from featdepth.config import Config
 from featdepth.data import build_dataset
-from featdepth.data.dataset import STEREO, FrameDataset
+from featdepth.data.dataset import FrameDataset
 from featdepth.data.images import NothingSeen
-from featdepth.data.splits import LIST_FILES, Sample
+from featdepth.data.samples import LIST_FILES, STEREO, Sample
 from featdepth.errors import InputError
 from featdepth.two_view.matching import Features, find_features, match_features
 from featdepth.two_view.relative_pose import Matches, fundamental, motion

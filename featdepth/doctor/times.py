@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from featdepth.data.dataset import STEREO, FrameDataset
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.samples import STEREO
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
 from featdepth.doctor.survey import Survey, spread
 from featdepth.wording import count

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from featdepth.config import Config, Loss
 from featdepth.console import Display
-from featdepth.data.dataset import STEREO, FrameDataset
-from featdepth.data.splits import Sample, is_among, part_drives
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.samples import STEREO, Sample
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
-from featdepth.kinds import KINDS
 from featdepth.metrics.depth import DepthScores, mean_scores
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import resized
@@ -236,12 +235,3 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def is_transductive(config: Config, recordings: Sequence[str]) -> bool:
-    """Whether a training goes on from another model and sees nothing but drives that it is tested on.
-
-    recordings: of the training data. That is the published "online refinement": it sees all test images at once.
-    """
-    tested = part_drives(config, "test", KINDS[config.data.kind].dataset_class())
-    return config.model.init is not None and all(is_among(name, tested) for name in recordings)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from featdepth.config import Config
 from featdepth.errors import InputError
-from featdepth.evaluation.cards.content import Results, headline, scale_ratio
+from featdepth.evaluation.cards.content import MODEL_SCALES, headline, scale_ratio
+from featdepth.evaluation.cards.write_card import write_card
+from featdepth.evaluation.scoring import Scores
 from featdepth.files import write_text
 from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS, mean_scores
@@ -20,64 +24,80 @@ from featdepth.metrics.protocols import describe_protocol, protocol_of
 from featdepth.scale import CAMERA_HEIGHT
 from featdepth.wording import count
 
-PREDICTORS = ("median_scaled", "fixed_scale", "constant_depth", "pixel_median", "pixel_median_fixed_scale")
-TITLES = (
-    "model, median-scaled",
-    "model, fixed scale (metres)",
-    "constant depth, median-scaled",
-    "per-pixel median, median-scaled",
-    "per-pixel median, fixed scale (metres)",
-)
+TITLES = {  # of the predictors
+    "median_scaled": "model, median-scaled",
+    "fixed_scale": "model, fixed scale (metres)",
+    "constant_depth": "constant depth, median-scaled",
+    "pixel_median": "per-pixel median, median-scaled",
+    "pixel_median_fixed_scale": "per-pixel median, fixed scale (metres)",
+}
 
 
-def summarise(results: Results, config: Config) -> dict:
-    """Means over all images, which have ground truth: the content of metrics.json. InputError where there is none."""
+def check_writable(out: Path) -> None:
+    """Look before the work, rather than after it, whether `out` can be made. Raises InputError where it cannot."""
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{out}: the results cannot be written below {existing}; choose another --out")
+
+
+def summarise(scores: Scores) -> dict:
+    """The content of metrics.json: means over all images with ground truth. InputError where no image has any."""
+    config, known = scores.subject.config, scores.known
+    if not known.samples:
+        raise InputError("no test image has ground truth inside the crop and below the cap; see evaluate.crop and .cap")
     flip = headline(config)
     result: dict = {
         "protocol": config.evaluate.protocol,
         **protocol_of(config)._asdict(),
         "flip": config.evaluate.flip,
-        "images": len(results.samples),
+        "images": len(known.samples),
     }
-    if not results.samples:
-        raise InputError("no test image has ground truth inside the crop and below the cap; see evaluate.crop and .cap")
-    for name in PREDICTORS:
-        rows = torch.from_numpy(results.table[f"{name}.{flip}" if name in PREDICTORS[:2] else name])
+    for name in TITLES:
+        rows = torch.from_numpy(known.table[f"{name}.{flip}" if name in MODEL_SCALES else name])
         result[name] = None if rows.isnan().all() else mean_scores(rows, torch.ones(len(rows)))
-    return result | {"scale_ratio": scale_ratio(results.table[f"ratio.{flip}"])}
+    result |= {"scale_ratio": scale_ratio(known.table[f"ratio.{flip}"]), "skipped_images": scores.skipped_images}
+    return result | scores.about | {"without_truth": len(scores.results.samples) - len(known.samples)}
 
 
-def summarise_loss(losses: dict[str, np.ndarray], missing: str) -> dict:
-    """The content of metrics.json where ground truth is missing: no scores, but the loss and its terms.
-
-    losses: terms of the loss of each image, `[N]` by name; missing: what is missing, in words.
-    """
-    terms = {name: float(values.mean()) for name, values in losses.items()}
-    images = len(next(iter(losses.values())))
-    result = {"no_ground_truth": missing, "images": images, "loss": sum(terms.values()), "terms": terms}
-    return result | dict.fromkeys((*PREDICTORS, "scale_ratio"))
+def summarise_loss(scores: Scores) -> dict:
+    """The content of metrics.json where ground truth is missing: no scores, but the loss and its terms."""
+    terms = {name: float(values.mean()) for name, values in scores.results.table.items()}
+    result = {"no_ground_truth": scores.subject.missing, "images": len(scores.results.samples)}
+    result |= {"loss": sum(terms.values()), "terms": terms} | dict.fromkeys((*TITLES, "scale_ratio"))
+    return result | {"skipped_images": scores.skipped_images} | scores.about
 
 
-def write_results(out: Path, result: dict, images: str | None = None) -> None:
-    """`metrics.json`, and `per_image.csv` if `images` has its text, each written whole. Raises InputError."""
+@contextmanager
+def results_in(out: Path) -> Iterator[None]:
+    """Whatever is written into the folder `out`: InputError, which names it, where that is impossible."""
     try:
-        write_text(out / "metrics.json", json.dumps(result, indent=2) + "\n")
-        if images is not None:
-            write_text(out / "per_image.csv", images)
+        yield
     except OSError as error:
         raise InputError(f"{out}: the results cannot be written ({error.strerror}); choose another --out") from error
 
 
-def image_rows(results: Results, config: Config) -> str:
+def write_results(out: Path, result: dict, card: dict, pictures: dict[str, str], images: str | None = None) -> None:
+    """`metrics.json`, the card, and `per_image.csv` if `images` has its text, each written whole. Raises InputError.
+
+    pictures: data URIs by the names of images.
+    """
+    with results_in(out):
+        write_text(out / "metrics.json", json.dumps(result, indent=2) + "\n")
+        if images is not None:
+            write_text(out / "per_image.csv", images)
+        write_card(out, card, pictures)
+
+
+def image_rows(scores: Scores) -> str:
     """The content of per_image.csv: scores, median-scaled and at fixed scale, of each image, and its details."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    flip, table = headline(config), results.table
-    metric_names = [f"{name}_{metric}" for name in PREDICTORS[:2] for metric in METRICS]
+    flip, table = headline(scores.subject.config), scores.results.table
+    metric_names = [f"{name}_{metric}" for name in MODEL_SCALES for metric in METRICS]
     writer.writerow(["image", *metric_names, "scale_ratio", "pixels", *DETAILS])
-    numbers = np.column_stack([table[f"{name}.{flip}"] for name in PREDICTORS[:2]] + [table[f"ratio.{flip}"]])
+    numbers = np.column_stack([table[f"{name}.{flip}"] for name in MODEL_SCALES] + [table[f"ratio.{flip}"]])
     pixels = table["pixels"].astype(int)
-    for place, sample in enumerate(results.samples):
+    for place, sample in enumerate(scores.results.samples):
         details = ["" if np.isnan(value) else value for value in table["details"][place, : len(DETAILS)].tolist()]
         writer.writerow([sample, *numbers[place].tolist(), pixels[place], *details])
     return text.getvalue()
@@ -90,7 +110,7 @@ def format_table(result: dict) -> str:
         f"\n{count(result['images'], 'image')}, protocol {result['protocol']}, {describe_protocol(result)}{flip}",
         f"{'':<40}" + "".join(f"{name:>10}" for name in METRICS),
     ]
-    for name, title in zip(PREDICTORS, TITLES, strict=True):
+    for name, title in TITLES.items():
         if name == "fixed_scale" and result["scale_source"] == CAMERA_HEIGHT:
             title = f"model, scale from {CAMERA_HEIGHT}"
         if result[name] is not None:
@@ -99,6 +119,11 @@ def format_table(result: dict) -> str:
             lines.append(f"{title:<40}  the model knows no scale")
     ratio = result["scale_ratio"]
     lines.append(f"scale ratio (true / predicted): median {ratio['median']:.3f}, relative spread {ratio['std']:.3f}")
+    if result["without_truth"]:
+        lines.append(
+            f"{result['without_truth']} of {count(result['images'] + result['without_truth'], 'image')} had no valid "
+            "ground truth inside the crop and below the cap, and do not count"
+        )
     return "\n".join([*contamination(result), *lines])
 
 
@@ -123,7 +148,7 @@ def format_refinement(refinement: dict) -> str:
         f"{'abs_rel':<40}{'median':>10}{'fixed':>10}{'frames/s':>10}",
     ]
     for name, scores in rows:
-        values = [scores[scale] and scores[scale]["abs_rel"] for scale in PREDICTORS[:2]]
+        values = [scores[scale] and scores[scale]["abs_rel"] for scale in MODEL_SCALES]
         cells = "".join(f"{'-':>10}" if value is None else f"{value:>10.4f}" for value in values)
         lines.append(f"{f'{name} refinement':<40}{cells}{scores['frames_per_second']:>10.2f}")
     return "\n".join(lines)

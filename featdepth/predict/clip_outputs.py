@@ -18,9 +18,10 @@ from featdepth.geometry import resize_intrinsics
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
 from featdepth.predict.depth_pictures import nearest_depth
 from featdepth.predict.fusion import FusedCloud, View, fuse
-from featdepth.predict.outputs import Saved, Settings, clip_files, page_frame, page_notes
+from featdepth.predict.outputs import Saved, clip_files, page_frame, page_notes
 from featdepth.predict.page import MOST_FRAMES, WIDEST, write_page
 from featdepth.predict.point_cloud import PointCloud, write_ply
+from featdepth.predict.settings import Settings
 from featdepth.predict.side_by_side import write_side_by_side
 from featdepth.predict.sources import Source
 from featdepth.scale import unit_of
@@ -121,12 +122,12 @@ def make_sequence(frames: Iterator[Saved], source: Source, settings: Settings, s
     unit, page = unit_of(scale_source), PageFrames()
     times: list[float] = []
     poses: list[np.ndarray] = []
-    lacking = set(settings.save)  # that can be made of no frame, as was told with the frames
+    lacking = set(settings.save)  # that can be made of no frame, which is said with the frames
 
     def views() -> Iterator[View]:
         for saved in frames:
             frame = saved.frame
-            lacking.intersection_update(saved.lacking)
+            lacking.intersection_update(frame.camera.lacking)
             times.append(frame.index / settings.frame_rate if frame.seconds is None else frame.seconds)
             poses.append(saved.pose)
             if "page" in settings.save:

@@ -18,6 +18,7 @@ from featdepth.data.images import LARGEST_IMAGE, read_photo
 from featdepth.errors import InputError
 from featdepth.parallel.processes import outlive_signals
 from featdepth.parallel.shared_memory import PREFETCHED
+from featdepth.predict.intrinsics import FrameCamera
 from featdepth.predict.sources import Source
 
 LONGEST_VIEW = 1280  # pixels: the longer side of what point clouds, videos and pages show of a frame
@@ -34,6 +35,7 @@ class Frame(NamedTuple):
     view: Tensor | None = None  # uint8 [h, w, 3], at most LONGEST_VIEW pixels long; None where it was not asked for
     seconds: float | None = None  # after the first frame; None for images
     error: str | None = None
+    camera: FrameCamera = FrameCamera()
 
 
 def load_photo(path: str | Path) -> np.ndarray:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from featdepth.cameras.exif import exif_intrinsics
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics, read_pinhole
+from featdepth.cameras.intrinsics_files import read_pinhole
+from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.data.sets.clips import CLIP, read_record
 from featdepth.data.sets.video import INTRINSICS_NAME, read_matrix
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth
-from featdepth.predict.sources import is_image
+from featdepth.predict.settings import NEEDS_INTRINSICS, USES_INTRINSICS, Settings
+from featdepth.predict.sources import Source, is_image
 
+ADVICE = "give --intrinsics FILE or --field-of-view DEGREES"
 KITTI_RAW_CAMERAS = ("image_00", "image_01", "image_02", "image_03")
 KITTI_ODOMETRY_CAMERAS = ("image_0", "image_1", "image_2", "image_3")
 
 Size = tuple[int, int]  # height, width in pixels
+
+
+class FrameCamera(NamedTuple):
+    """What is known of a frame's camera, and what that means for its outputs."""
+
+    intrinsics: np.ndarray | None = None  # 3x3, where an output has a use for them
+    lacking: tuple[str, ...] = ()  # the kinds that cannot be made for want of them
+    reason: str | None = None  # the line that names these, and why
+    is_hopeless: bool = False  # nothing at all can be made
 
 
 class Cameras:
@@ -46,14 +59,33 @@ class Cameras:
             self.known[key] = self.search(path, size)
         return self.known[key]
 
-    def need(self, path: Path, size: Size, purpose: str = "point clouds need") -> np.ndarray:
-        """The same; InputError where nothing tells them. purpose: what needs them, in words that end in the verb."""
+    def of_frame(self, path: Path, size: Size, source: Source, settings: Settings) -> FrameCamera:
+        """What is known of the camera of a frame of `source` for its outputs; its image or video is at `path`."""
+        path, wanted = source.path or path, settings.kinds_of(source)
+        needs_all = settings.camera_height is not None or (settings.refine > 0 and source.is_clip)
+        users = [kind for kind in wanted if kind in USES_INTRINSICS]
+        if not users and not needs_all:
+            return FrameCamera()
+        try:
+            if needs_all:
+                return FrameCamera(self.need(path, size, "--refine" if settings.refine else "--camera-height"))
+            intrinsics = self.find(path, size)
+            lacking = [kind for kind in users if kind in NEEDS_INTRINSICS] if intrinsics is None else []
+            reason = f"nothing tells its camera's intrinsics; {ADVICE}"
+        except InputError as error:
+            if needs_all:
+                return FrameCamera(reason=str(error), is_hopeless=True)
+            intrinsics, lacking, reason = None, users, str(error)
+        if not lacking:
+            return FrameCamera(intrinsics)
+        reason = f"{path}: no {', '.join(lacking)}: {reason}"
+        return FrameCamera(intrinsics, tuple(lacking), reason, is_hopeless=len(lacking) == len(wanted))
+
+    def need(self, path: Path, size: Size, option: str) -> np.ndarray:
+        """As `find`; InputError where nothing tells them. option: the one that needs them."""
         intrinsics = self.find(path, size)
         if intrinsics is None:
-            raise InputError(
-                f"{path}: nothing tells its camera's intrinsics, which {purpose}; give --intrinsics FILE or "
-                "--field-of-view DEGREES"
-            )
+            raise InputError(f"{path}: nothing tells its camera's intrinsics, which {option} needs; {ADVICE}")
         return intrinsics
 
     def search(self, path: Path, size: Size) -> np.ndarray | None:

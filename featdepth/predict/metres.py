@@ -26,7 +26,6 @@ from featdepth.scale import CAMERA_HEIGHT, Scale
 from featdepth.wording import count
 
 MOST_LOOKED_AT = 40  # frames of a clip
-PURPOSE = "--camera-height needs"
 NO_GROUND = "a ground plane in the lower middle, which --camera-height needs; leave it out for relative depth"
 
 
@@ -48,7 +47,7 @@ def scale_of_clip(
     for start in range(0, len(looks), batch_size):
         images, sizes = zip(*looks[start : start + batch_size], strict=True)
         for disparity, size in zip(predict(torch.stack(images)), sizes, strict=True):
-            heights.append(height_in(disparity, size, model, cameras.need(source.path, size, PURPOSE)))
+            heights.append(height_in(disparity, size, model, cameras.need(source.path, size, "--camera-height")))
     shown = [each for each in heights if not math.isnan(each)]
     if not shown:
         raise InputError(f"{source.path}: none of {count(len(heights), 'frame')} that were looked at shows {NO_GROUND}")

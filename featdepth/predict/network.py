@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,7 +15,6 @@ from featdepth.evaluation.refinement import Refiner
 from featdepth.models import FeatDepth
 from featdepth.odometry.egomotion import chain_motions, motions_between
 from featdepth.scale import Scale
-from featdepth.training.run_directory import compiled
 
 
 class Predicted(NamedTuple):
@@ -25,13 +24,20 @@ class Predicted(NamedTuple):
     pose: np.ndarray | None  # world_from_camera 4x4 in the unit of the depth, the world is the first camera; or unknown
 
 
-class Networks:
-    """The networks on the frames of one source, in the precision and with the compiler that the launcher asks for."""
+class Launch(NamedTuple):
+    """How the launcher asks for networks to be run."""
 
-    def __init__(self, accelerator: Accelerator, model: FeatDepth, with_poses: bool = False) -> None:
+    compiled: Callable[[Callable], Callable]  # a function as its compiler makes it
+    autocast: Callable[[], AbstractContextManager]  # a context that computes in its precision
+
+
+class Networks:
+    """The networks on the frames of one source, on the device of the model."""
+
+    def __init__(self, launch: Launch, model: FeatDepth, with_poses: bool = False) -> None:
         """with_poses: follow the camera, where the model has learned motion."""
-        self.accelerator, self.model = accelerator, model
-        self.depth = compiled(accelerator, model.depth)
+        self.launch, self.model = launch, model
+        self.depth = launch.compiled(model.depth)
         self.with_poses = with_poses and hasattr(model, "pose_decoder")
         self.last: Tensor | None = None  # image [1, 3, H, W]
         self.pose = np.eye(4)  # world_from_camera of it
@@ -44,13 +50,13 @@ class Networks:
         return self.run(self.on_device(images))
 
     def on_device(self, images: Tensor) -> Tensor:
-        """uint8 images as floats in [0, 1] on the device of this process."""
-        return images.to(self.accelerator.device, non_blocking=True).float() / 255
+        """uint8 images as floats in [0, 1] on the device of the model."""
+        return images.to(next(self.model.parameters()).device, non_blocking=True).float() / 255
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> Iterator[Predicted]:
         """The same of images `[B, 3, H, W]` in [0, 1]."""
-        with self.accelerator.autocast():
+        with self.launch.autocast():
             disparities = self.depth(images)[0]
             poses = self.follow(images) if self.with_poses else [None] * len(images)
         return map(Predicted, disparities.float().cpu(), poses)
@@ -68,10 +74,10 @@ class Networks:
 class RefinedNetworks(Networks):
     """Networks that learn from the frames that have passed: see `featdepth.evaluation.refinement`."""
 
-    def __init__(self, accelerator: Accelerator, model: FeatDepth, steps: int, with_poses: bool = False) -> None:
+    def __init__(self, launch: Launch, model: FeatDepth, steps: int, with_poses: bool = False) -> None:
         """steps: of gradient descent for each frame."""
         self.refiner = Refiner(model, steps)
-        super().__init__(accelerator, self.refiner.model, with_poses)
+        super().__init__(launch, self.refiner.model, with_poses)
         self.passed: tuple[Tensor, Tensor] | None = None  # image and intrinsics of the frame before
 
     def predict(self, images: Tensor, intrinsics: Sequence[np.ndarray] = ()) -> Iterator[Predicted]:

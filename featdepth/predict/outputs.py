@@ -9,70 +9,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
 from featdepth.predict.depth_files import write_depth_npz, write_depth_png, write_depth_tiff
 from featdepth.predict.depth_pictures import colour_depth, draw_depth, nearest_depth, write_picture
 from featdepth.predict.frames import Frame, frame_name
-from featdepth.predict.intrinsics import Cameras
-from featdepth.predict.metres import NO_GROUND, PURPOSE, scale_of_image
+from featdepth.predict.metres import NO_GROUND, scale_of_image
 from featdepth.predict.network import Predicted, depth_at
 from featdepth.predict.page import PageFrame, write_page
 from featdepth.predict.point_cloud import depth_to_points, write_ply
+from featdepth.predict.settings import ALL_KINDS, CLIP_KINDS, FRAME_KINDS, IMAGE_KINDS, Settings
 from featdepth.predict.sources import Source
 from featdepth.scale import Scale, unit_of
-
-# What can be saved of each frame, and the ending of its file.
-FRAME_KINDS = {
-    "depth_png": "_depth.png",
-    "npz": "_depth.npz",
-    "tiff": "_depth.tiff",
-    "picture": "_picture.png",
-    "points": "_points.ply",
-}
-# What can be saved of a clip as a whole, and its files.
-CLIP_KINDS = {
-    "video": ("side_by_side.mp4",),
-    "trajectory": ("trajectory_kitti.txt", "trajectory_tum.txt"),
-    "fused_points": ("fused_points.ply",),
-    "page": ("page.html",),
-}
-IMAGE_KINDS = FRAME_KINDS | {"page": "_page.html"}  # of an image that belongs to no clip
-NEEDS_INTRINSICS = {"points", "fused_points"}
-USES_INTRINSICS = {"npz", "page"}  # where they are known
-ALL_KINDS = FRAME_KINDS.keys() | CLIP_KINDS.keys()
-NEEDS_VIEWS = {"points", "video", "fused_points", "page"}  # what the frames look like
-NEEDS_POSES = {"trajectory", "fused_points"}
-USES_POSES = NEEDS_POSES | {"page"}
-
-
-class Settings(NamedTuple):
-    """How predictions are saved."""
-
-    out: Path
-    save: Collection[str]  # of FRAME_KINDS and CLIP_KINDS
-    nearest: float | None = None  # depth of the brightest colour; None: by the picture
-    farthest: float | None = None  # depth of the farthest points of clouds; None: all
-    frame_rate: float = 10.0  # frames a second of folders, which know no times
-    refine: int = 0  # steps by which the networks adapt to each frame of a clip
-    camera_height: float | None = None  # metres above the ground that depth is scaled by; None: the model's own scale
-    warning: str = ""  # of the model, for pages
-
-    @property
-    def dependent_kinds(self) -> set[str]:
-        """The kinds whose content depends on intrinsics."""
-        everything = self.refine or self.camera_height is not None
-        return ALL_KINDS if everything else NEEDS_INTRINSICS | USES_INTRINSICS
-
-
-class Calibration(NamedTuple):
-    """What is known of a frame's camera, and what that means for its outputs."""
-
-    intrinsics: np.ndarray | None = None  # 3x3, where an output has a use for them
-    lacking: tuple[str, ...] = ()  # the kinds that cannot be made for the want of them
-    reason: str | None = None  # the line that names these, and why
-    is_hopeless: bool = False  # nothing else is asked for
 
 
 class Saved(NamedTuple):
@@ -84,8 +32,6 @@ class Saved(NamedTuple):
     pose: np.ndarray | None = None  # world_from_camera 4x4, in the unit of the depth; the world is the first camera
     clipped: int = 0  # pixels beyond what 16 bits can say
     error: str | None = None
-    lacking: tuple[str, ...] = ()  # the kinds that could not be made
-    reason: str | None = None  # why, in a line that all frames of a clip have in common
 
 
 def frame_paths(source: Source, name: str, settings: Settings) -> dict[str, Path]:
@@ -170,20 +116,15 @@ def save_frame(
     scale: Scale | None,
     source: Source,
     settings: Settings,
-    cameras: Cameras,
 ) -> Saved:
     """Write all files of one frame from what the networks of `model` say of it.
 
     scale: of the source; None: the image's own, from `settings.camera_height`. Raises OSError where the place cannot be
     written to; what is wrong with the frame itself is told in the result.
     """
-    try:
-        calibration = calibrate(frame, source, settings, cameras)
-    except InputError as error:
-        return Saved(frame, error=str(error))
-    if calibration.is_hopeless:
-        return Saved(frame, error=calibration.reason)
-    intrinsics, lacking = calibration.intrinsics, calibration.lacking
+    if frame.camera.is_hopeless:
+        return Saved(frame, error=frame.camera.reason)
+    intrinsics = frame.camera.intrinsics
     scale = scale or scale_of_image(predicted.disparity, frame.size, settings.camera_height, model, intrinsics)
     if scale is None:
         return Saved(frame, error=f"{frame.path}: does not show {NO_GROUND}")
@@ -191,7 +132,8 @@ def save_frame(
     if pose is not None:
         pose = pose.copy()
         pose[:3, 3] *= scale.factor / model.scale.factor
-    paths = {kind: path for kind, path in frame_paths(source, frame.name, settings).items() if kind not in lacking}
+    paths = frame_paths(source, frame.name, settings)
+    paths = {kind: path for kind, path in paths.items() if kind not in frame.camera.lacking}
     depth = depth_at(model, predicted.disparity, frame.size, scale)
     if not np.isfinite(depth).all():
         advice = "try --mixed_precision no, with --overwrite or into another --out"
@@ -203,7 +145,7 @@ def save_frame(
     if "picture" in paths:
         write_picture(paths["picture"], draw_depth(depth, unit, settings.nearest))
     clipped = write_depth_png(paths["depth_png"], depth, unit) if "depth_png" in paths else 0
-    saved = Saved(frame, pose=pose, clipped=clipped, lacking=lacking, reason=calibration.reason)
+    saved = Saved(frame, pose=pose, clipped=clipped)
     if frame.view is None:
         return saved
     view, shown = frame.view.numpy(), tuple(frame.view.shape[:2])
@@ -237,34 +179,3 @@ def page_notes(saved: Saved, nearest: float, scale_source: str | None) -> list[s
     if saved.intrinsics is None:
         notes.append("No point cloud: nothing tells the camera's intrinsics (--intrinsics, --field-of-view).")
     return notes
-
-
-def calibrate(frame: Frame, source: Source, settings: Settings, cameras: Cameras) -> Calibration:
-    """Intrinsics of a frame where an output has a use for them, and what cannot be made without.
-
-    Raises InputError where nothing can: they are not to be had, and refinement or the camera's height need them.
-    """
-    path, wanted = source.path or Path(frame.path), wanted_kinds(source, settings)
-    if settings.camera_height is not None:
-        return Calibration(cameras.need(path, frame.size, PURPOSE))
-    if settings.refine and source.is_clip:
-        return Calibration(cameras.need(path, frame.size, "--refine needs"))
-    users = [kind for kind in wanted if kind in NEEDS_INTRINSICS | USES_INTRINSICS]
-    if not users:
-        return Calibration()
-    try:
-        intrinsics = cameras.find(path, frame.size)
-        lacking = [kind for kind in users if kind in NEEDS_INTRINSICS] if intrinsics is None else []
-        reason = "nothing tells its camera's intrinsics; give --intrinsics FILE or --field-of-view DEGREES"
-    except InputError as error:
-        intrinsics, lacking, reason = None, users, str(error)
-    if not lacking:
-        return Calibration(intrinsics)
-    reason = f"{path}: no {', '.join(lacking)}: {reason}"
-    return Calibration(intrinsics, tuple(lacking), reason, is_hopeless=len(lacking) == len(wanted))
-
-
-def wanted_kinds(source: Source, settings: Settings) -> list[str]:
-    """The kinds that are saved of such a source."""
-    kinds = ALL_KINDS if source.is_clip else IMAGE_KINDS
-    return [kind for kind in settings.save if kind in kinds]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,22 +21,17 @@ from featdepth.console import Display
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
+from featdepth.parallel.shared_memory import check_shared_memory
 from featdepth.predict.clip_outputs import ClipOutputs
-from featdepth.predict.frames import Batch, Frame, Wanted, load_batches
+from featdepth.predict.frames import Batch, Frame, Wanted, frame_bytes, load_batches, loader_processes
 from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.metres import scale_of_clip
-from featdepth.predict.network import Networks, RefinedNetworks
-from featdepth.predict.outputs import (
-    NEEDS_VIEWS,
-    USES_POSES,
-    Saved,
-    Settings,
-    calibrate,
-    done_frames,
-    save_frame,
-)
+from featdepth.predict.network import Launch, Networks, RefinedNetworks
+from featdepth.predict.outputs import Saved, done_frames, save_frame
+from featdepth.predict.settings import USES_POSES, Settings
 from featdepth.predict.sources import Source
 from featdepth.scale import Scale
+from featdepth.training.run_directory import compiled
 
 WRITERS = 4  # threads that write files while the networks go on
 MOST_WAITING = 16  # frames that wait for them
@@ -48,6 +46,11 @@ class Tally:
     failed: int = 0  # frames, sources as a whole, and outputs that could not be made of a source
     clipped_pixels: int = 0  # beyond what 16 bits can say
     clipped_frames: int = 0
+
+
+def gather_tally(own: Tally) -> Tally:
+    """The sums over all processes. Every process enters."""
+    return Tally(*map(sum, zip(*gather_object([astuple(own)]), strict=True)))
 
 
 class Predictor:
@@ -67,11 +70,21 @@ class Predictor:
     ) -> None:
         self.accelerator, self.model, self.settings, self.cameras = accelerator, model, settings, cameras
         self.batch_size, self.workers = batch_size, workers
+        self.launch = Launch(partial(compiled, accelerator), accelerator.autocast)
+        self.wanted = Wanted((model.height, model.width), settings.with_views)
         self.tally = Tally()
-        self.told: set[str] = set()  # why outputs could not be made
+        self.reported: set[str] = set()  # why outputs could not be made
         self.bar = Display("prediction", None, "frames", hidden=True)
         self.writers: ThreadPoolExecutor | None = None
         self.waiting: deque[Future[Saved]] = deque()  # frames that the writers have, in order
+
+    def check_memory(self, sources: Sequence[Source]) -> None:
+        """Raise InputError where loading the largest source takes more shared memory than there is."""
+        frames = max((len(source.files) for source in sources), default=0)
+        workers = [loader_processes(each, len(each.files), self.batch_size, self.workers) for each in sources]
+        batches = sys.maxsize if any(source.is_video for source in sources) else -(-frames // self.batch_size)
+        batch_bytes = self.batch_size * frame_bytes(self.wanted)
+        check_shared_memory(self.accelerator, "inputs", batch_bytes, batches, max(workers, default=0), "--workers ")
 
     def predict(self, sources: Iterable[Source]) -> Tally:
         """Predict the sources one by one. What fails of them is told on standard error, and counted.
@@ -90,7 +103,7 @@ class Predictor:
                     self.predict_source(source)
                 except InputError as error:
                     self.tally.failed += 1
-                    complain(str(error))
+                    print_failure(str(error))
                 except OSError as error:
                     place, reason = error.filename or self.settings.out, error.strerror or error
                     raise InputError(f"{place}: cannot be written ({reason}); free some space") from error
@@ -103,10 +116,9 @@ class Predictor:
             self.skip(len(done))  # those of a video are met on the way
             if len(done) == len(source.files):
                 return
-        wanted = Wanted((self.model.height, self.model.width), bool(NEEDS_VIEWS.intersection(self.settings.save)), done)
         networks, scale = self.networks_for(source), self.scale_for(source)
         # Loader processes come first: they are forks, and would inherit what a thread holds at that moment for ever.
-        batches = iter(load_batches(source, wanted, self.batch_size, self.workers))
+        batches = iter(load_batches(source, self.wanted._replace(done=done), self.batch_size, self.workers))
         self.waiting.clear()
         # Where frames are done already, what is made of all of them is so, too.
         settings = self.settings._replace(save=()) if done else self.settings
@@ -120,8 +132,8 @@ class Predictor:
         """Networks that begin a source anew."""
         with_poses = source.is_clip and bool(USES_POSES.intersection(self.settings.save))
         if self.settings.refine and source.is_clip:
-            return RefinedNetworks(self.accelerator, self.model, self.settings.refine, with_poses)
-        return Networks(self.accelerator, self.model, with_poses)
+            return RefinedNetworks(self.launch, self.model, self.settings.refine, with_poses)
+        return Networks(self.launch, self.model, with_poses)
 
     def scale_for(self, source: Source) -> Scale | None:
         """What depths of a source are measured in; None: single images, of which each has a scale of its own."""
@@ -130,7 +142,7 @@ class Predictor:
             return self.model.scale
         if not source.is_clip:
             return None
-        plain = Networks(self.accelerator, self.model)
+        plain = Networks(self.launch, self.model)
 
         def predict(images: Tensor) -> Tensor:
             return torch.stack([each.disparity for each in plain.predict(images)])
@@ -141,28 +153,34 @@ class Predictor:
 
     def predict_batch(self, batch: Batch, source: Source, networks: Networks, scale: Scale | None) -> None:
         """Run the networks on a batch, and hand its frames to the writers."""
-        present = [frame for frame in batch.frames if frame.image is not None]
-        if source.is_clip and present and not self.waiting:  # in one line for the clip, not in one for each frame
-            calibration = calibrate(present[0], source, self.settings, self.cameras)
-            if calibration.is_hopeless:
-                raise InputError(calibration.reason)
-        intrinsics = [self.seen_intrinsics(frame, source) for frame in present if self.settings.refine]
+        frames = [self.with_camera(frame, source) for frame in batch.frames]
+        present = [frame for frame in frames if frame.image is not None]
+        # In one line for the clip, not in one for each frame; refinement cannot go on without any of them.
+        decisive = present if self.settings.refine else present[:1] if not self.waiting else []
+        for frame in decisive if source.is_clip else []:
+            if frame.camera.is_hopeless:
+                raise InputError(frame.camera.reason)
+        intrinsics = [self.seen_intrinsics(frame) for frame in present if self.settings.refine and source.is_clip]
         predicted = networks.predict(batch.images, intrinsics) if present else iter(())
-        for frame in batch.frames:
+        for frame in frames:
             if frame.error is not None:
                 self.count(Saved(frame, error=frame.error))
             elif frame.image is None:
                 self.skip(1)
             else:
-                job = (save_frame, frame, next(predicted), self.model, scale, source, self.settings, self.cameras)
+                job = (save_frame, frame, next(predicted), self.model, scale, source, self.settings)
                 self.waiting.append(self.writers.submit(*job))
 
-    def seen_intrinsics(self, frame: Frame, source: Source) -> np.ndarray | None:
-        """Intrinsics 3x3 of a clip's frame as the networks see it."""
-        if not source.is_clip:
-            return None
-        intrinsics = torch.from_numpy(calibrate(frame, source, self.settings, self.cameras).intrinsics)
-        return resize_intrinsics(intrinsics, frame.size, (self.model.height, self.model.width)).numpy()
+    def with_camera(self, frame: Frame, source: Source) -> Frame:
+        """A frame with what is known of its camera, where it is to be predicted."""
+        if frame.image is None:
+            return frame
+        return frame._replace(camera=self.cameras.of_frame(Path(frame.path), frame.size, source, self.settings))
+
+    def seen_intrinsics(self, frame: Frame) -> np.ndarray:
+        """Intrinsics 3x3 of a frame as the networks see it."""
+        intrinsics = torch.from_numpy(frame.camera.intrinsics)
+        return resize_intrinsics(intrinsics, frame.size, self.wanted.size).numpy()
 
     def settle(self, clip: ClipOutputs, most_waiting: int) -> None:
         """Wait until no more than so many frames wait for writers; what is written goes to the outputs of the clip."""
@@ -177,12 +195,13 @@ class Predictor:
         self.bar.update()
         if saved.error is not None:
             self.tally.failed += 1
-            complain(saved.error)
+            print_failure(saved.error)
             return
-        if saved.reason is not None and saved.reason not in self.told:
-            self.told.add(saved.reason)
+        reason = saved.frame.camera.reason
+        if reason is not None and reason not in self.reported:
+            self.reported.add(reason)
             self.tally.failed += 1
-            complain(saved.reason)
+            print_failure(reason)
         self.tally.written += 1
         self.tally.clipped_pixels += saved.clipped
         self.tally.clipped_frames += saved.clipped > 0
@@ -193,6 +212,6 @@ class Predictor:
         self.bar.update(count)
 
 
-def complain(message: str) -> None:
-    """Tell of something that failed, in a line that does not disturb the progress bar."""
+def print_failure(message: str) -> None:
+    """Say what failed, in a line that does not disturb the progress bar."""
     tqdm.write(f"error: {' '.join(message.split())}", file=sys.stderr)

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from featdepth.cameras.exif import exif_intrinsics
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics, read_intrinsics
+from featdepth.cameras.intrinsics_files import read_intrinsics
 from featdepth.cameras.lenses import Lens, remap, undistorted_intrinsics, undistortion_map
+from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.data.listing import list_images
 from featdepth.geometry import resize_intrinsics
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featdepth.data.kitti.calibration import CAMERAS
 from featdepth.data.listing import SUFFIXES, list_frames
-from featdepth.data.splits import KITTI_DRIVES
+from featdepth.data.samples import Naming
 from featdepth.errors import InputError
 
 IMAGE_NAME = re.compile(rf"([0-9]{{10}})\.(?:{SUFFIXES})", re.IGNORECASE)
@@ -16,6 +16,24 @@ IMAGE_FORM = "by ten digits, as in 0000000005.png"
 SCAN_NAME = re.compile(r"([0-9]{10})\.bin")
 DEPTH_NAME = re.compile(r"([0-9]{10})\.png")
 PACKET_NAME = re.compile(r"([0-9]{10})\.txt")
+
+KITTI_DRIVES = Naming(
+    re.compile(r"([0-9]{4}_[0-9]{2}_[0-9]{2})/\1_drive_[0-9]{4,10}_sync"),
+    "<date>/<drive>",
+    "2011_09_26/2011_09_26_drive_0013_sync 95 l",
+    published=(
+        # The left image is the first word, others (right image, depth, focal length) follow.
+        re.compile(
+            r"/?(?P<drive>([0-9]{4}_[0-9]{2}_[0-9]{2})/\2_drive_[0-9]{4,10}_sync)/image_(?P<side>0[23])/data/"
+            r"(?P<frame>[0-9]{1,10})\.(?:png|jpe?g)(?:\s.*)?",
+            re.IGNORECASE,
+        ),
+        re.compile(
+            r"(?P<drive>(?P<date>[0-9]{4}_[0-9]{2}_[0-9]{2})_drive_[0-9]{4,10}_sync)_(?P<side>0[23])\s+"
+            r"(?P<frame>[0-9]{1,10})"
+        ),
+    ),
+)
 
 
 class KittiFiles:

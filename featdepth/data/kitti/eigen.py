@@ -9,7 +9,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from featdepth.data.splits import Sample
+from featdepth.data.samples import Sample
 
 
 @cache

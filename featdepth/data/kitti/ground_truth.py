@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from featdepth.data.kitti.calibration import Calibration
 from featdepth.errors import InputError
-from featdepth.files import locked, read_bytes, read_safetensors
+from featdepth.files import locked, read_bytes, read_safetensors, user_cache_folder
 from featdepth.wording import count
 
 POINT_BYTES = 16  # x, y, z, reflectance: float32
@@ -65,22 +65,13 @@ def lidar_depth(
     return depth.reshape(height, width)
 
 
-def default_cache_folder() -> Path | None:
-    """Where depth maps are kept unless the configuration says otherwise: below the user's cache folder.
-
-    None for a user without a home, as in containers that run under a number without a name.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "featdepth" / "ground_truth" if os.path.isabs(base) else None
-
-
 def writable_cache_folder(configured: str | None) -> Path | None:
     """The cache folder, made if need be.
 
     Raises InputError where the configured one cannot be written to; without one configured the answer is then None,
     and depth maps are computed each time.
     """
-    folder = Path(configured) if configured is not None else default_cache_folder()
+    folder = Path(configured) if configured is not None else user_cache_folder("ground_truth")
     if folder is None:
         return None
     try:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from featdepth.data.dataset import Camera
+from featdepth.data.footage import Camera
 from featdepth.data.images import image_size
 from featdepth.data.kitti.calibration import RectifiedCameras, check_pinhole, parse_row, read_rows
 from featdepth.data.kitti.ground_truth import cached_lidar_depth, writable_cache_folder
 from featdepth.data.listing import SUFFIXES, list_frames, read_numbers
+from featdepth.data.samples import Naming, Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
-from featdepth.data.splits import SEQUENCES, Sample
 from featdepth.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ SEQUENCE = re.compile(r"[0-9]{2}")
 IMAGE_NAME = re.compile(rf"([0-9]{{6}})\.(?:{SUFFIXES})", re.IGNORECASE)
 IMAGE_FORM = "by six digits, as in 000005.png"
 SCAN_NAME = re.compile(r"([0-9]{6})\.bin")
+SEQUENCES = Naming(re.compile(r"[0-9]{1,2}"), "<sequence>", "09 95 l", digits=2)
 COLOUR, GREY = {"l": 2, "r": 3}, {"l": 0, "r": 1}
 # The development kit's table: where the sequences with public poses come from.
 RAW_DRIVES = {

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featdepth.data.dataset import STEREO, Camera, FrameDataset
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.footage import Camera
 from featdepth.data.images import load_depth_image
 from featdepth.data.kitti.calibration import Calibration
-from featdepth.data.kitti.drives import IMAGE_FORM, KittiFiles
+from featdepth.data.kitti.drives import IMAGE_FORM, KITTI_DRIVES, KittiFiles
 from featdepth.data.kitti.eigen import eigen_split, eigen_test_samples
 from featdepth.data.kitti.ground_truth import cached_lidar_depth, writable_cache_folder
 from featdepth.data.kitti.oxts import distance_between, read_speed, read_times, steps_between
 from featdepth.data.kitti.oxts_poses import camera_poses
-from featdepth.data.splits import KITTI_DRIVES, Sample, held_out_drives
+from featdepth.data.samples import STEREO, Sample
+from featdepth.data.splits import held_out_drives
 from featdepth.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class KittiRaw(FrameDataset):
         elif part == "validation":
             samples = all_samples(files, eigen_split()["validation"], ["l"])
         else:
-            samples = all_samples(files, sorted(set(files.drives()) - held_out_drives(config, KittiRaw)), ["l", "r"])
+            samples = all_samples(files, sorted(set(files.drives()) - held_out_drives(config)), ["l", "r"])
         if not samples:
             raise InputError(
                 f"{files.root}: no {part} frame of the eigen split is here; download its drives, or name a list file "

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from featdepth.data.dataset import STEREO, Camera
+from featdepth.cameras.pinhole import matrix
+from featdepth.data.footage import Camera
 from featdepth.data.images import image_size, load_depth_image
 from featdepth.data.kitti.calibration import LARGEST_NUMBER, check_pinhole
 from featdepth.data.listing import file_names
+from featdepth.data.samples import STEREO, Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
-from featdepth.data.splits import Sample
 from featdepth.errors import InputError
 from featdepth.files import read_json, read_text
 
@@ -130,7 +131,7 @@ class Cityscapes(SequenceDataset):
         """What a camera file says. Raises InputError where that is no camera."""
         values = read_record(path, "the camera")
         fx, fy, cx, cy = (number_in(values, path, "intrinsic", name) for name in ("fx", "fy", "u0", "v0"))
-        intrinsics = np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+        intrinsics = matrix(fx, fy, cx, cy)
         check_pinhole(path, "intrinsic", intrinsics)
         baseline = number_in(values, path, "extrinsic", "baseline")
         if baseline <= 0:

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from featdepth.cameras.intrinsics_files import read_colmap_cameras
-from featdepth.data.dataset import Camera
+from featdepth.data.footage import Camera
 from featdepth.data.listing import LARGEST_TABLE, file_names, list_frames
+from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
-from featdepth.data.splits import Sample
 from featdepth.errors import InputError
 from featdepth.files import read_bytes, read_text
 from featdepth.odometry.interpolate import poses_from_quaternions

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from featdepth.cameras.intrinsics_files import read_intrinsics
-from featdepth.data.dataset import Camera
+from featdepth.data.footage import Camera
 from featdepth.data.images import image_size
 from featdepth.data.listing import file_names, list_frames, read_matrix, read_numbers
 from featdepth.data.sets.sequences import Recording, SequenceDataset

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featdepth.cameras.lenses import Lens
+from featdepth.cameras.pinhole import matrix
 from featdepth.config.values import convert, parse_yaml
 from featdepth.data.listing import file_names, read_numbers
 from featdepth.errors import InputError
@@ -51,7 +52,7 @@ def read_camera(folder: Path) -> Sensor:
     if min(width, height, fx, fy) < 1 or width % 1 or height % 1 or rate <= 0:
         raise InputError(f"{path}: resolution, focal lengths and rate_hz must be above 0; download the file again")
     coefficients = numbers(values.get("distortion_coefficients"), 4, path, "distortion_coefficients")
-    intrinsics = np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+    intrinsics = matrix(fx, fy, cx, cy)
     lens = Lens("radtan", intrinsics, tuple(coefficients), (int(height), int(width)))
     return Sensor(lens, read_mount(values, path), rate, read_images(folder))
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from featdepth.data.dataset import STEREO, Camera, FrameDataset
-from featdepth.data.splits import Sample, held_out_drives, is_among
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.footage import Camera
+from featdepth.data.samples import STEREO, Sample
+from featdepth.data.splits import held_out_drives, is_among
 from featdepth.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class SequenceDataset(FrameDataset):
         """Training has the frames of both cameras as targets, the other parts those of the left one."""
         drives, names = self.all_drives, self.built_in_drives(config, part)
         if self.split == "official":
-            held_out = held_out_drives(config, type(self)) if part == "train" else ()
+            held_out = held_out_drives(config) if part == "train" else ()
             drives = [each for each in drives if is_among(each, names) and not is_among(each, held_out)]
         sides = ("l", "r") if part == "train" and STEREO in self.frames else ("l",)
         samples = [

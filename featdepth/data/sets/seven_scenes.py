@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featdepth.cameras.intrinsics_files import read_pinhole
-from featdepth.data.dataset import Camera
+from featdepth.cameras.pinhole import matrix
+from featdepth.data.footage import Camera
 from featdepth.data.images import image_size, load_depth_image
 from featdepth.data.listing import SUFFIXES, file_names, list_frames, read_matrix
+from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
-from featdepth.data.splits import Sample
 from featdepth.errors import InputError
 from featdepth.files import read_text
 
@@ -37,7 +38,7 @@ DEPTH_NAME = re.compile(r"frame-([0-9]{6})\.depth\.png")
 POSE_NAME = re.compile(r"frame-([0-9]{6})\.pose\.txt")
 INTRINSICS_NAME = "camera-intrinsics.txt"
 # The data set's own default, where no file says more.
-DEFAULT_INTRINSICS = np.array([[585.0, 0.0, 320.0], [0.0, 585.0, 240.0], [0.0, 0.0, 1.0]])
+DEFAULT_INTRINSICS = matrix(585.0, 585.0, 320.0, 240.0)
 DEFAULT_SIZE = (480, 640)
 MILLIMETRES, NO_DEPTH = 1000.0, 65535
 SPLIT_LINE = re.compile(r"sequence([0-9]{1,3})")

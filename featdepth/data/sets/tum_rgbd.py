@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.cameras.intrinsics_files import read_pinhole
-from featdepth.data.dataset import Camera
+from featdepth.cameras.pinhole import matrix
+from featdepth.data.footage import Camera
 from featdepth.data.images import image_size, load_depth_image
 from featdepth.data.listing import LARGEST_TABLE, read_numbers
+from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
-from featdepth.data.splits import Sample
 from featdepth.errors import InputError
 from featdepth.files import read_text
 from featdepth.odometry.interpolate import interpolate_poses
@@ -75,8 +76,7 @@ class TumRgbd(SequenceDataset):
                 f"{self.folders[drive]}: no intrinsics.txt, and images of {size[1]} x {size[0]} pixels in a folder of "
                 "this name are not of the cameras freiburg1 to freiburg3 (640 x 480); write the 3x3 intrinsics there"
             )
-        fx, fy, cx, cy = CAMERAS[match[0]]
-        return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+        return matrix(*CAMERAS[match[0]])
 
     def read_times(self, drive: str) -> dict[int, float]:
         return dict(enumerate(read_file_list(self.folders[drive] / "rgb.txt")[0].tolist()))

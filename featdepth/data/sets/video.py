@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from featdepth.cameras.intrinsics_files import field_of_view_intrinsics, read_pinhole
-from featdepth.data.dataset import Camera
+from featdepth.cameras.intrinsics_files import read_pinhole
+from featdepth.cameras.pinhole import field_of_view_intrinsics
+from featdepth.data.footage import Camera
 from featdepth.data.frame_folders import list_sequence
 from featdepth.data.images import image_size
 from featdepth.data.listing import file_names, list_images, other_photos
+from featdepth.data.samples import Sample
 from featdepth.data.sets.clips import CLIP, SUMMARY, read_record
 from featdepth.data.sets.sequences import Recording, SequenceDataset
-from featdepth.data.splits import Sample
 from featdepth.errors import InputError
 from featdepth.wording import count
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from featdepth.config import Config
-from featdepth.data.splits import Sample, seen_again, source_name
+from featdepth.data.samples import Sample
+from featdepth.data.splits import source_name
+from featdepth.evaluation.scoring import Results
 from featdepth.metrics import breakdown
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
@@ -24,58 +24,12 @@ from featdepth.models import FeatDepth
 from featdepth.scale import describe_scale
 
 FORMAT = 1  # of card.json: raise it when a reader of the old one would misread the new one
-MODEL_SCALES = ("median_scaled", "fixed_scale")
 SCALE_TITLES = {"median_scaled": "median-scaled", "fixed_scale": "fixed scale (metres)"}
+MODEL_SCALES = tuple(SCALE_TITLES)
 FLIPS = ("plain", "flip")  # without and with flip post-processing
 TRIVIAL = ("constant_depth", "pixel_median", "pixel_median_fixed_scale")
 HIGHER_IS_BETTER = {"a1", "a2", "a3", *breakdown.HIGHER_IS_BETTER}
 EXTREMES = 10  # images with the largest and with the smallest error that are shown
-
-
-class Results(NamedTuple):
-    """What was measured of one model on N images."""
-
-    samples: list[Sample]
-    table: dict[str, np.ndarray]  # columns `[N]` or `[N, K]` by name, see `score_images`
-
-    @property
-    def drives(self) -> list[str]:
-        """Of each image."""
-        return [sample.drive for sample in self.samples]
-
-    @classmethod
-    def of(cls, columns: dict[str, Tensor], samples: Sequence[Sample]) -> Results:
-        """Columns with an `index` each among `samples`, as `gather_columns` gives them, by name of image."""
-        table = {name: values.double().numpy() for name, values in columns.items()}
-        return cls([samples[int(index)] for index in table.pop("index")], table)
-
-    def take(self, places: Sequence[int]) -> Results:
-        """Those of some of the images, in this order."""
-        table = {name: values[places] for name, values in self.table.items()}
-        return Results([self.samples[place] for place in places], table)
-
-
-class Leakage(NamedTuple):
-    """What a model's own record says about the drives that it is tested on."""
-
-    training_drives: int | None  # how many drives the model remembers; None: it remembers none, nobody knows
-    shared: list[str]  # test drives that it was trained on
-    admitted: list[str]  # drives that its training shared with another part of its split
-
-    @property
-    def contaminated(self) -> list[str]:
-        """All drives that it must not know, sorted."""
-        return sorted({*self.shared, *self.admitted})
-
-    def describe(self) -> dict:
-        return {**self._asdict(), "contaminated": self.contaminated}
-
-
-def look_for_leakage(model: FeatDepth, tested: Sequence[str]) -> Leakage:
-    """Compare the recordings `tested` with those in the model's training record."""
-    seen = model.training_record.get("drives", [])
-    admitted = sorted(model.training_record.get("contaminated", []))
-    return Leakage(len(seen) or None, seen_again(seen, tested), admitted)
 
 
 def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) -> dict:

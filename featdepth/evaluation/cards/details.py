@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from featdepth.evaluation.cards.content import Results, paired, score_of
+from featdepth.evaluation.cards.content import paired, score_of
+from featdepth.evaluation.scoring import Results
 from featdepth.metrics.breakdown import COLUMNS, DETAILS, MOTION, PARTS, ROWS, compare_details, mean_details
 
 DISTANCES = [part for part in PARTS if part not in (*ROWS, *COLUMNS, *MOTION)]

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from featdepth.config import Config
 from featdepth.data import augment
-from featdepth.data.dataset import FrameDataset
+from featdepth.evaluation.scoring import Scores
 from featdepth.metrics.depth import evaluation_mask, median, resize_map
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
@@ -28,21 +28,20 @@ QUALITY = 80  # of the JPEG
 
 
 @torch.no_grad()
-def draw_extremes(
-    model: FeatDepth, dataset: FrameDataset, config: Config, metres_per_unit: float | None, card: dict
-) -> dict[str, str]:
-    """A picture, as a data URI, of each of the card's worst and best images, by its name.
-
-    metres_per_unit: None scales each image by its median.
-    """
+def draw_extremes(scores: Scores, card: dict) -> dict[str, str]:
+    """A picture, as a data URI, of each of the card's worst and best images, by its name."""
+    model, dataset, config = scores.subject.model, scores.subject.dataset, scores.subject.config
     model.eval()
     numbers = {str(sample): index for index, sample in enumerate(dataset.samples)}
     names = [entry["image"] for part in ("worst", "best") for entry in card["extremes"][part]]
-    return {name: data_uri(draw(model, dataset[numbers[name]], config, metres_per_unit)) for name in names}
+    return {name: data_uri(draw(model, dataset[numbers[name]], config, scores.metres_per_unit)) for name in names}
 
 
 def draw(model: FeatDepth, sample: dict[str, Tensor], config: Config, metres_per_unit: float | None) -> np.ndarray:
-    """uint8 `[h, 3 w, 3]`: the image, its disparity (near is bright), and the errors of depth if they are known."""
+    """uint8 `[h, 3 w, 3]`: the image, its disparity (near is bright), and the errors of depth if they are known.
+
+    metres_per_unit: None scales depth by its median.
+    """
     device = next(model.parameters()).device
     batch = augment({key: value.to(device) for key, value in default_collate([sample]).items()})
     disparity = predict_disparity(model, batch, config)[0]

@@ -7,7 +7,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from featdepth.errors import InputError
 from featdepth.evaluation.cards.blocks import markdown, page
 from featdepth.evaluation.cards.document import document
 from featdepth.files import write_text
@@ -16,15 +15,12 @@ from featdepth.files import write_text
 def write_card(out: Path, card: dict, pictures: dict[str, str]) -> None:
     """Write the card in its three forms into `out`, each whole. pictures: data URIs by the names of images.
 
-    Raises InputError where that is impossible.
+    Raises OSError where that is impossible.
     """
     blocks = list(document(card))
-    try:
-        write_text(out / "card.json", json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        write_text(out / "card.md", markdown(blocks))
-        write_text(out / "card.html", page(blocks, pictures))
-    except OSError as error:
-        raise InputError(f"{out}: the card cannot be written ({error.strerror}); choose another --out") from error
+    write_text(out / "card.json", json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(out / "card.md", markdown(blocks))
+    write_text(out / "card.html", page(blocks, pictures))
 
 
 def command_line() -> str:
