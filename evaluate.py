@@ -42,8 +42,8 @@ from featdepth.evaluation.scoring import fit_pixel_median, score_losses, score_r
 from featdepth.evaluation.subject import Subject, open_subject
 from featdepth.evaluation.test_data import open_refinement_data, open_training_depth
 from featdepth.evaluation.trajectories import report_odometry
-from featdepth.parallel.processes import together
-from featdepth.training.run_directory import make_accelerator
+from featdepth.parallel.accelerator import make_accelerator
+from featdepth.parallel.processes import on_main_process
 
 
 def main() -> None:
@@ -130,7 +130,7 @@ def report_scores(
             print(format_refinement(card["refinement"]))
         print(f"written to {out}")
 
-    together(accelerator, write, main_only=True)
+    on_main_process(accelerator, write)
 
 
 def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:
@@ -143,7 +143,7 @@ def report_loss(accelerator: Accelerator, subject: Subject, out: Path) -> None:
         print(format_loss(result))
         print(f"written to {out}")
 
-    together(accelerator, write, main_only=True)
+    on_main_process(accelerator, write)
 
 
 if __name__ == "__main__":

@@ -29,20 +29,13 @@ from featdepth.data import augment, build_dataset, leaked_drives
 from featdepth.data.baselines import check_baselines
 from featdepth.data.notes import describe_intrinsics, shape_note, unused_settings
 from featdepth.data.splits import is_transductive
+from featdepth.drawing import save_picture
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.batch_norm import synchronise_batch_norms
+from featdepth.models.saved.provenance import versions
 from featdepth.models.saved.verdict import describe
 from featdepth.objective import compute_losses
-from featdepth.parallel.processes import EXIT_CODES, NOTHING, SAVE, Requests, outlive_signals, together
-from featdepth.parallel.shared_memory import check_shared_memory, sample_bytes
-from featdepth.scale import describe_scale
-from featdepth.training.bad_steps import BadSteps
-from featdepth.training.checkpoint import Progress, resume, save_checkpoint
-from featdepth.training.conditions import circumstances, configuration_digest
-from featdepth.training.journal import IntervalLog, MetricsFile, log_line, panel, save_picture
-from featdepth.training.learned_check import check_model
-from featdepth.training.run_directory import (
-    RunDirectory,
+from featdepth.parallel.accelerator import (
     bare_model,
     begin_pass,
     compilation,
@@ -51,9 +44,19 @@ from featdepth.training.run_directory import (
     make_accelerator,
     precision,
     records_graphs,
-    versions,
 )
+from featdepth.parallel.loaders import check_shared_memory, keep_loading_at_signals, sample_bytes
+from featdepth.parallel.processes import on_all_processes, on_main_process
+from featdepth.scale import describe_scale
+from featdepth.training.bad_steps import BadSteps
+from featdepth.training.checkpoint import Progress, resume, save_checkpoint
+from featdepth.training.conditions import circumstances, configuration_digest
+from featdepth.training.journal import IntervalLog, MetricsFile, log_line
+from featdepth.training.learned_check import check_model
+from featdepth.training.panels import panel
+from featdepth.training.run_directory import RunDirectory
 from featdepth.training.schedule import fitted, learning_rate, notes, window_size
+from featdepth.training.signals import EXIT_CODES, NOTHING, SAVE, Requests
 from featdepth.training.validation import validate
 from featdepth.wording import count
 
@@ -136,7 +139,7 @@ def main() -> None:
     run.make()
     metrics = MetricsFile(directory / "metrics.jsonl", enabled=accelerator.is_main_process)
     validation_due = progress.step >= total_steps or progress.batch >= len(train_loader)
-    together(accelerator, lambda: metrics.forget_after(progress.step, validated=not validation_due))
+    on_all_processes(accelerator, lambda: metrics.forget_after(progress.step, validated=not validation_due))
     if config.run.trackers:
         accelerator.init_trackers("featdepth", config=flat_config(config))
     interval = IntervalLog(accelerator)
@@ -207,7 +210,7 @@ def main() -> None:
                 check(best)
                 best.save_pretrained(directory / "model")
 
-        together(accelerator, write, main_only=True)
+        on_main_process(accelerator, write)
 
     is_main = accelerator.is_main_process
     bar = Display("training", total_steps, "steps", progress.step, first_seconds=0, hidden=not is_main)
@@ -331,7 +334,7 @@ def make_loader(dataset, config: Config, shuffle: bool, pinned: bool = False) ->
         num_workers=config.data.workers,
         persistent_workers=config.data.workers > 0,
         pin_memory=pinned,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=keep_loading_at_signals,
         # An iterator draws a seed when it is made; from the global state that would shift dropout after a resume.
         generator=torch.Generator().manual_seed(config.train.seed),
     )

@@ -40,7 +40,7 @@ from gpu_runs import compiled, processes, resume, waiting
 from gpu_speed import loader, prediction, speed
 from measure import REPOSITORY, device_of, machine
 
-from featdepth.training.run_directory import versions
+from featdepth.models.saved.provenance import versions
 
 CHECKS = {
     "numbers": Check(numbers, 30, 15),

@@ -35,7 +35,7 @@ from featdepth.files import read_bytes
 from featdepth.metrics.depth import depth_errors, evaluation_mask
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
-from featdepth.predict.fusion import View, fuse
+from featdepth.predict.fusion import DepthView, fuse
 from featdepth.predict.point_cloud import VERTEX, depth_to_points, write_ply
 from featdepth.scale import METRES
 
@@ -137,7 +137,7 @@ def measure_drive(
                 yield f"{name}, all pixels", row | distances(points, shot.pose, surface, share)
             points, _ = depth_to_points(depth_of(shot), shot.image, intrinsics, FARTHEST)
             yield f"{name}, without jumps", distances(points, shot.pose, surface, share)
-        views = [View(depth_of(shot), shot.image, intrinsics, shot.pose) for shot in shots]
+        views = [DepthView(depth_of(shot), shot.image, intrinsics, shot.pose) for shot in shots]
         for align in (False, True):
             cloud = fuse(views, align=align, farthest=FARTHEST)
             yield f"{name}, fused{', aligned' * align}", distances(cloud.points, shots[0].pose, surface, MEASURED)

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from featdepth.config import Model
 from featdepth.models import FeatDepth
-from featdepth.parallel.processes import keep_freed_memory
+from featdepth.parallel.host import keep_freed_memory
 
 COLUMNS = [
     Column("frames_per_second", "frames/s", 2),

@@ -36,7 +36,7 @@ from featdepth.export.quantise import KEPT_FLOAT, load_calibration, quantise
 from featdepth.metrics.depth import METRICS, mean_scores, score_batch
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
-from featdepth.parallel.processes import keep_freed_memory
+from featdepth.parallel.host import keep_freed_memory
 
 COLUMNS = [
     Column("milliseconds", "ms/image", 1),

@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from measure import REPOSITORY
 from torch import Tensor
 
-from featdepth.training import validation
+from featdepth.parallel import processes
 
 
 def main() -> None:
     # Before the program imports it.
-    validation.gather_values = twice(validation.gather_values)
+    processes.gather_values = twice(processes.gather_values)
     sys.argv = sys.argv[1:]
     runpy.run_path(str(REPOSITORY / sys.argv[0]), run_name="__main__")
 

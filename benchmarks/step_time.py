@@ -55,7 +55,7 @@ from featdepth.data import augment
 from featdepth.models import FeatDepth, decoders
 from featdepth.models.featdepth import channels_last
 from featdepth.objective import compute_losses
-from featdepth.parallel.processes import keep_freed_memory
+from featdepth.parallel.host import keep_freed_memory
 from featdepth.training.bad_steps import BadSteps, propagate
 
 FRAMES = [0, -1, 1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from featdepth.config.keys import Config
+if TYPE_CHECKING:
+    from featdepth.config.keys import Config
 
 STEREO = "stereo baseline"
 SPEED = "known speed"

@@ -18,11 +18,11 @@ from featdepth.config import Parser
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.odometry.interpolate import interpolate_poses
-from featdepth.odometry.plots import MISSING, has_matplotlib
-from featdepth.odometry.report import draw_plots, format_scores
+from featdepth.odometry.plots import MISSING, draw_plots, has_matplotlib
 from featdepth.odometry.rotations import quaternions_from_rotations
 from featdepth.odometry.scores import ALIGNMENTS, LENGTHS, score_trajectory
-from featdepth.odometry.trajectory_files import Trajectory, read_trajectory
+from featdepth.odometry.table import format_scores
+from featdepth.odometry.trajectory_files import TrajectoryFile, read_trajectory
 from featdepth.wording import count as counted
 
 REACH = 0.02  # seconds
@@ -95,7 +95,7 @@ def associate(truth_path: str, estimate_path: str, reach: float) -> tuple[np.nda
 
 
 def by_frame(
-    truth: Trajectory, estimate: Trajectory, truth_path: str, estimate_path: str
+    truth: TrajectoryFile, estimate: TrajectoryFile, truth_path: str, estimate_path: str
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The same where at least one of them numbers its frames; lines without numbers count from 0. Raises InputError."""
     true, own = (np.arange(len(each.poses)) if each.frames is None else each.frames for each in (truth, estimate))
@@ -108,7 +108,7 @@ def by_frame(
     return truth.poses[of_true], estimate.poses[of_own], len(own)
 
 
-def poses_at(trajectory: Trajectory, times: np.ndarray, reach: float) -> dict[int, np.ndarray]:
+def poses_at(trajectory: TrajectoryFile, times: np.ndarray, reach: float) -> dict[int, np.ndarray]:
     """The poses 4x4 of `trajectory` at `times`, by index, where it has one within `reach` seconds."""
     quaternions = quaternions_from_rotations(trajectory.poses[:, :3, :3])
     return interpolate_poses(trajectory.times, trajectory.poses[:, :3, 3], quaternions, times, reach)

@@ -14,10 +14,9 @@ from conftest import REPOSITORY, call_program, forget_accelerator, program_envir
 import evaluate
 import train
 from featdepth.errors import InputError
-from featdepth.parallel.launcher import check_accelerator
-from featdepth.parallel.processes import end_with_launcher
+from featdepth.parallel.accelerator import precision
+from featdepth.parallel.launcher import check_accelerator, end_with_launcher
 from featdepth.predict import __main__ as predict
-from featdepth.training.run_directory import precision
 
 PROGRAMS = (
     *(["train.py"], ["evaluate.py"]),
@@ -58,7 +57,7 @@ class TestParent:
         if sys.platform != "linux" or subprocess.run([*container, "true"], capture_output=True, check=False).returncode:
             pytest.skip("needs the right to make a process namespace")
         program = (
-            "import os; from featdepth.parallel import processes; processes.end_with_launcher(); print(os.getppid())"
+            "import os; from featdepth.parallel import launcher; launcher.end_with_launcher(); print(os.getppid())"
         )
         done = subprocess.run(
             [*container, sys.executable, "-c", program],

@@ -287,7 +287,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from featdepth.config import load_config
 from featdepth.data import build_dataset
-from featdepth.training.run_directory import make_accelerator
+from featdepth.parallel.accelerator import make_accelerator
 from train import make_loader
 
 config = load_config(sys.argv[1])

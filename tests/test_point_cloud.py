@@ -13,7 +13,7 @@ from tiny_models import tiny_config, tiny_model
 
 from featdepth.data.synthetic import Drive, Frame, Street, render_frame
 from featdepth.errors import InputError
-from featdepth.predict.fusion import View, fuse
+from featdepth.predict.fusion import DepthView, fuse
 from featdepth.predict.point_cloud import depth_to_points, thin, write_ply
 from featdepth.scale import METRES, RELATIVE
 
@@ -43,11 +43,11 @@ class Ride:
         self.frames: list[Frame] = [render_frame(drive, index) for index in range(FRAMES)]
         self.poses = [drive.camera_pose(index) for index in range(FRAMES)]
 
-    def views(self, factors: np.ndarray | None = None) -> list[View]:
+    def views(self, factors: np.ndarray | None = None) -> list[DepthView]:
         """The frames, their true depths multiplied by `factors` `[FRAMES]`."""
         factors = np.ones(FRAMES) if factors is None else factors
         return [
-            View(frame.depth * factor, frame.image, self.intrinsics, pose)
+            DepthView(frame.depth * factor, frame.image, self.intrinsics, pose)
             for frame, factor, pose in zip(self.frames, factors, self.poses, strict=True)
         ]
 
@@ -190,7 +190,7 @@ def test_a_sky_at_one_depth_does_not_make_scales_drift() -> None:
     for index in range(8):
         pose = np.eye(4)
         pose[2, 3] = index
-        views.append(View(depth, np.zeros((160, 200, 3), np.uint8), intrinsics, pose))
+        views.append(DepthView(depth, np.zeros((160, 200, 3), np.uint8), intrinsics, pose))
     np.testing.assert_allclose(fuse(views, align=True).scales, 1, atol=0.02)
 
 
@@ -223,7 +223,9 @@ def test_a_large_view_is_read_at_fewer_pixels(ride: Ride) -> None:
     (view,) = ride.views()[:1]
     depth = np.full((1100, 1000), 4.0)
     intrinsics = np.array([[800.0, 0, 500.25], [0, 800, 549.5], [0, 0, 1]])
-    cloud = fuse([View(depth, np.zeros((1100, 1000, 3), np.uint8), intrinsics, view.world_from_camera)], voxel=1e-3)
+    cloud = fuse(
+        [DepthView(depth, np.zeros((1100, 1000, 3), np.uint8), intrinsics, view.world_from_camera)], voxel=1e-3
+    )
     corner = (np.array([0, 0, 1]) @ np.linalg.inv(intrinsics).T) * 4
     np.testing.assert_allclose(cloud.points.min(0), corner, atol=1e-5)
     assert len(cloud.points) < 1 << 18

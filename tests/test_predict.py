@@ -25,7 +25,7 @@ from featdepth.predict import __main__ as predict
 from featdepth.predict import outputs
 from featdepth.predict.frames import load_photo
 from featdepth.predict.settings import Settings
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 from featdepth.predict.work import share
 
 SIZE = (50, 81)  # height, width of the frames: another than the model's
@@ -182,7 +182,7 @@ class TestDepth:
     def test_whole_clips_go_to_one_process(self, clip: Path, tmp_path: Path) -> None:
         photos = {str(number): tmp_path / f"{number}.png" for number in range(5)}
         names = {str(number): clip / f"{number}.png" for number in range(FRAMES)}
-        sources = [Source("", None, photos), Source("one", clip, names), Source("two", clip, names)]
+        sources = [FrameSource("", None, photos), FrameSource("one", clip, names), FrameSource("two", clip, names)]
         for kinds, is_split in ((["depth_png"], True), (["depth_png", "trajectory"], False)):
             shares = [share(sources, rank, 3, Settings(tmp_path / "out", kinds)) for rank in range(3)]
             for source in sources:

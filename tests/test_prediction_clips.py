@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from featdepth.odometry.trajectory_files import read_trajectory
-from featdepth.predict.clip_outputs import MOST_QUEUED, ClipOutputs, Fed, PageFrames, reduced
-from featdepth.predict.frames import Frame
+from featdepth.predict.clip_outputs import MOST_QUEUED, ClipOutputs, Consumer, PageFrames, reduced
+from featdepth.predict.frames import InputFrame
 from featdepth.predict.outputs import Saved
 from featdepth.predict.page import MOST_FRAMES
 from featdepth.predict.point_cloud import depth_to_points
 from featdepth.predict.settings import Settings
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 
 
 def saved_frame(index: int, size: tuple[int, int] = (6, 8)) -> Saved:
-    frame = Frame(str(index), "clip", index, size, view=torch.full((*size, 3), index % 256, dtype=torch.uint8))
+    frame = InputFrame(str(index), "clip", index, size, view=torch.full((*size, 3), index % 256, dtype=torch.uint8))
     pose = np.eye(4)
     pose[2, 3] = index
     intrinsics = np.array([[10.0, 0, size[1] / 2 - 0.5], [0, 10.0, size[0] / 2 - 0.5], [0, 0, 1]])
@@ -31,11 +31,11 @@ def saved_frame(index: int, size: tuple[int, int] = (6, 8)) -> Saved:
 class TestThreads:
     def test_all_items_come_in_order(self) -> None:
         taken: list[Saved] = []
-        fed = Fed(taken.extend)
+        consumer = Consumer(taken.extend)
         items = [saved_frame(index) for index in range(3 * MOST_QUEUED)]
         for item in items:
-            fed.add(item)
-        fed.finish(with_error=False)
+            consumer.add(item)
+        consumer.finish(with_error=False)
         assert [item.frame.index for item in taken] == list(range(3 * MOST_QUEUED))
 
     def test_an_error_comes_out_at_the_end_and_nobody_waits(self) -> None:
@@ -43,11 +43,11 @@ class TestThreads:
             next(items)
             raise ValueError("no more")
 
-        fed = Fed(fail)
+        consumer = Consumer(fail)
         for index in range(3 * MOST_QUEUED):
-            fed.add(saved_frame(index))
+            consumer.add(saved_frame(index))
         with pytest.raises(ValueError, match="no more"):
-            fed.finish(with_error=False)
+            consumer.finish(with_error=False)
 
     def test_what_is_left_by_an_error_is_not_finished(self) -> None:
         ended: list[str] = []
@@ -57,14 +57,14 @@ class TestThreads:
                 time.sleep(0.001)
             ended.append("whole")
 
-        fed = Fed(work)
-        fed.add(saved_frame(0))
-        fed.finish(with_error=True)
+        consumer = Consumer(work)
+        consumer.add(saved_frame(0))
+        consumer.finish(with_error=True)
         assert not ended
 
 
 def test_a_clip_that_fails_leaves_no_trajectory(tmp_path: Path) -> None:
-    source, settings = Source("clip", tmp_path / "clip", {}), Settings(tmp_path, ["trajectory"])
+    source, settings = FrameSource("clip", tmp_path / "clip", {}), Settings(tmp_path, ["trajectory"])
     with pytest.raises(ValueError, match="stop"), ClipOutputs(source, settings, None) as clip:
         clip.add(saved_frame(0))
         raise ValueError("stop")

@@ -11,8 +11,7 @@ from PIL import Image
 
 from featdepth.data.films import read_pictures
 from featdepth.data.images import load_depth_image
-from featdepth.predict.depth_files import encode_depth, write_depth_npz, write_depth_png, write_depth_tiff
-from featdepth.predict.depth_pictures import (
+from featdepth.drawing import (
     NARROWEST,
     SMALLEST_BAR,
     TABLE,
@@ -22,6 +21,7 @@ from featdepth.predict.depth_pictures import (
     nearest_depth,
     round_depths,
 )
+from featdepth.predict.depth_files import encode_depth, write_depth_npz, write_depth_png, write_depth_tiff
 from featdepth.predict.side_by_side import RANGED_FRAMES, Places, rate_of, write_side_by_side
 from featdepth.scale import METRES, RELATIVE
 

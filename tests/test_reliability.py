@@ -338,7 +338,7 @@ class TestSignals:
     @pytest.mark.parametrize(("variable", "code"), [("ACCELERATE_MIXED_PRECISION", 0), ("TORCHELASTIC_RUN_ID", 143)])
     def test_an_orphan_of_a_launcher_ends_and_a_child_of_a_shell_does_not(self, variable: str, code: int) -> None:
         """Accelerate's variables may be set in anybody's shell; those of torchrun come from torchrun."""
-        program = "from featdepth.parallel.processes import end_with_launcher; end_with_launcher()"
+        program = "from featdepth.parallel.launcher import end_with_launcher; end_with_launcher()"
         command = ["bash", "-c", f"'{sys.executable}' -c '{program}'; exit $?"]
         environment = program_environment() | {variable: "no"}
         assert subprocess.run(command, env=environment, cwd=REPOSITORY, check=False).returncode == code

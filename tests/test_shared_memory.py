@@ -20,8 +20,8 @@ import train
 from featdepth.config import Config, Data, load_config
 from featdepth.data import build_dataset
 from featdepth.errors import InputError, explain_loss
-from featdepth.parallel import shared_memory
-from featdepth.parallel.shared_memory import check_shared_memory, sample_bytes
+from featdepth.parallel import loaders
+from featdepth.parallel.loaders import check_shared_memory, sample_bytes
 from featdepth.predict import __main__ as predict
 
 MIB = 1 << 20
@@ -34,7 +34,7 @@ def docker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def give(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: free)
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: free)
 
 
 def check(batch_bytes: int, workers: int = 4, batches: int = 1000, beside: int = 0) -> None:
@@ -79,10 +79,10 @@ def test_where_nothing_can_be_said_nothing_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str | None
 ) -> None:
     full = SimpleNamespace(f_bavail=0, f_frsize=4096, f_blocks=0 if change == "no limit" else 16384)
-    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", str(tmp_path / ("none" if change == "no such folder" else "")))
+    monkeypatch.setattr(loaders, "SHARED_MEMORY", str(tmp_path / ("none" if change == "no such folder" else "")))
     monkeypatch.setattr(os, "statvfs", lambda _path: full)
     monkeypatch.setattr(sys, "platform", "darwin" if change == "another system" else "linux")
-    assert shared_memory.free_shared_memory() == (None if change else 0)
+    assert loaders.free_shared_memory() == (None if change else 0)
     if change:
         check(1 << 40)
 

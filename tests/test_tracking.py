@@ -11,18 +11,10 @@ from accelerate import Accelerator
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_batch, tiny_config, tiny_model
 
+from featdepth.drawing import DEPTH_COLOURS, colour, colour_disparity, picture, save_picture
 from featdepth.errors import InputError
-from featdepth.training.journal import (
-    DEPTH_COLOURS,
-    IntervalLog,
-    MetricsFile,
-    colour,
-    colour_disparity,
-    log_line,
-    panel,
-    picture,
-    save_picture,
-)
+from featdepth.training.journal import IntervalLog, MetricsFile, log_line
+from featdepth.training.panels import panel
 
 
 def lines(path) -> list[dict]:

@@ -276,9 +276,9 @@ import torch
 from accelerate.utils import gather_object
 from featdepth.config import load_config
 from featdepth.data import build_dataset
-from featdepth.training.run_directory import make_accelerator
+from featdepth.parallel.accelerator import make_accelerator
 from featdepth.training.journal import IntervalLog
-from featdepth.training.validation import gather_values
+from featdepth.parallel.processes import gather_values
 from train import make_loader
 
 config = load_config(sys.argv[1], ["data.skip_bad_frames=true"])

@@ -24,9 +24,9 @@ from featdepth.config import Config, load_config
 from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms
+from featdepth.parallel.accelerator import bare_model, begin_pass, compiled, make_accelerator, records_graphs
 from featdepth.training.checkpoint import Progress, checkpoints, resume, save_checkpoint
 from featdepth.training.conditions import circumstances
-from featdepth.training.run_directory import bare_model, begin_pass, compiled, make_accelerator, records_graphs
 
 REFERENCE = Path(__file__).parent / "data"
 # Sums in another order: of a loss, and of a gradient relative to the largest of its tensor.

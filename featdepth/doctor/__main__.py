@@ -29,7 +29,7 @@ from featdepth.doctor.survey import Survey
 from featdepth.doctor.times import check_files, check_neighbours, check_parts, check_times
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
-from featdepth.parallel.threads import one_thread
+from featdepth.parallel.host import one_thread
 from featdepth.wording import count
 
 SAMPLES = 24

@@ -17,7 +17,7 @@ from featdepth.doctor.survey import Survey
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
-from featdepth.training.journal import peak_memory_gb
+from featdepth.parallel.host import peak_memory_gb
 from featdepth.wording import count
 
 CHECK = "cost"

@@ -13,8 +13,8 @@ from torch.nn import functional
 from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.ground_truth_fit import depth_at, fit_where
 from featdepth.doctor.survey import Pair, Survey, spread
+from featdepth.drawing import DEPTH_COLOURS, ERROR_COLOURS, colour, save_picture
 from featdepth.geometry import warp
-from featdepth.training.journal import DEPTH_COLOURS, ERROR_COLOURS, colour, save_picture
 from featdepth.two_view.epipolar import best_rotation, rays, rotation_residuals
 from featdepth.two_view.relative_pose import relative_pose, triangulate
 

@@ -28,14 +28,9 @@ from featdepth.metrics.protocols import protocol_of
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
+from featdepth.parallel.processes import gather_columns, gather_values
 from featdepth.scale import CAMERA_HEIGHT
-from featdepth.training.validation import (
-    blend_mirrored,
-    gather_columns,
-    gather_values,
-    predict_disparity,
-    score_prediction,
-)
+from featdepth.training.validation import blend_mirrored, predict_disparity, score_prediction
 from featdepth.wording import count
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over

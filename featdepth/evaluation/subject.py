@@ -17,9 +17,9 @@ from featdepth.data.splits import seen_again
 from featdepth.errors import InputError
 from featdepth.evaluation.test_data import open_sequences, open_test_data
 from featdepth.models import FeatDepth
-from featdepth.parallel.shared_memory import check_shared_memory, sample_bytes
+from featdepth.models.saved.provenance import versions
+from featdepth.parallel.loaders import check_shared_memory, sample_bytes
 from featdepth.scale import describe_scale
-from featdepth.training.run_directory import versions
 
 
 class Leakage(NamedTuple):

@@ -23,12 +23,11 @@ from featdepth.evaluation.scoring import find_scale, with_unit
 from featdepth.evaluation.subject import Subject
 from featdepth.files import write_text
 from featdepth.odometry.egomotion import chain_motions, check_has_pose, motions_between
-from featdepth.odometry.plots import MISSING, has_matplotlib
-from featdepth.odometry.report import COLUMNS, METRIC, STRAIGHT_AHEAD, draw_plots, format_scores, shorten
+from featdepth.odometry.plots import MISSING, draw_plots, has_matplotlib
 from featdepth.odometry.scores import ALIGNMENTS, score_trajectory
+from featdepth.odometry.table import COLUMNS, METRIC, STRAIGHT_AHEAD, format_scores, shorten
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
-from featdepth.parallel.processes import together
-from featdepth.training.validation import gather_values
+from featdepth.parallel.processes import gather_values, on_main_process
 
 AVERAGED = (*(key for _, key, _ in COLUMNS[1:]), "rpe_translation_rmse_m", "rpe_rotation_rmse_deg")
 
@@ -71,7 +70,7 @@ def report_odometry(accelerator: Accelerator, subject: Subject, out: Path) -> No
     with with_unit(model, unit):
         table = gather_values(accelerator, model, subject.loader, values).numpy()
     is_metric = unit is not None
-    together(accelerator, lambda: write_report(subject.dataset, table, is_metric, out, about), main_only=True)
+    on_main_process(accelerator, lambda: write_report(subject.dataset, table, is_metric, out, about))
 
 
 def write_report(dataset: FrameDataset, table: np.ndarray, is_metric: bool, out: Path, about: dict) -> None:

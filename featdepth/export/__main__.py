@@ -34,7 +34,7 @@ from featdepth.geometry import disparity_to_depth
 from featdepth.models import FeatDepth
 from featdepth.models.featdepth import normalise
 from featdepth.models.inputs import resized
-from featdepth.training.run_directory import versions
+from featdepth.models.saved.provenance import versions
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 INT8_TORCH_SUFFIX = ".pt"  # torch.export cannot hold torch's packed integer weights; TorchScript can

@@ -12,6 +12,7 @@ import numpy as np
 
 from featdepth.errors import InputError
 from featdepth.files import write_bytes, write_text
+from featdepth.odometry.scores import align
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,21 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise InputError(MISSING) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_plots(stem: Path, name: str, truth: np.ndarray, estimate: np.ndarray, score: Mapping) -> list[str]:
+    """Plot a trajectory and, where it has segments, their errors; alignments none and 7dof, if `score` has them.
+
+    Files begin with `stem`. Returns what could not be drawn, in words. Raises InputError without matplotlib, OSError.
+    """
+    shown = [alignment for alignment in ("none", "7dof") if score.get(alignment) is not None]
+    estimates = {f"estimate, alignment {each}": align(truth, estimate, each)[0] for each in shown}
+    plot_ways(stem.with_name(f"{stem.name}_way"), truth, estimates, name)
+    per_length = {f"alignment {each}": score[each]["per_length"] for each in shown if score[each]["per_length"]}
+    if not per_length:
+        return [f"no plot of errors over length of {name}: it is shorter than any segment"]
+    plot_segment_errors(stem.with_name(f"{stem.name}_errors"), per_length, name)
+    return []
 
 
 def plot_ways(path: Path, truth: np.ndarray, estimates: Mapping[str, np.ndarray], title: str) -> list[Path]:

@@ -26,7 +26,7 @@ KITTI_COLUMNS, TUM_COLUMNS, EUROC_COLUMNS = 12, 8, 17
 NANOSECONDS = 1e16  # times beyond it are no seconds
 
 
-class Trajectory(NamedTuple):
+class TrajectoryFile(NamedTuple):
     """A camera's way."""
 
     poses: np.ndarray  # world_from_camera float64 [N, 4, 4]
@@ -34,18 +34,18 @@ class Trajectory(NamedTuple):
     frames: np.ndarray | None = None  # int [N], ascending; None: the format has none, lines count from 0
 
 
-def read_trajectory(path: str | Path) -> Trajectory:
+def read_trajectory(path: str | Path) -> TrajectoryFile:
     """The trajectory in a file of any of the formats. Raises InputError, naming file and line."""
     rows = data_lines(path)
     if not rows:
         raise InputError(f"{path}: holds no trajectory; it should have a pose a line, in KITTI's or TUM's format")
     number, words = rows[0]
     if len(words) in (KITTI_COLUMNS, 16):
-        return Trajectory(read_kitti(path), None)
+        return TrajectoryFile(read_kitti(path), None)
     if len(words) in (KITTI_COLUMNS + 1, 17) and all(is_whole(words[0]) for _, words in rows):
         table = read_table(path, len(words), "a frame's number and its pose")
         if is_kitti(table[:, 1:]):
-            return Trajectory(kitti_poses(path, table[:, 1:]), None, frame_numbers(path, table))
+            return TrajectoryFile(kitti_poses(path, table[:, 1:]), None, frame_numbers(path, table))
     if len(words) == EUROC_COLUMNS:
         return read_euroc(path)
     if len(words) == TUM_COLUMNS:
@@ -87,23 +87,23 @@ def frame_numbers(path: str | Path, table: np.ndarray) -> np.ndarray:
     return table[:, 0].astype(int)
 
 
-def read_tum(path: str | Path) -> Trajectory:
+def read_tum(path: str | Path) -> TrajectoryFile:
     """The trajectory of a TUM file. Raises InputError, naming file and line; times have to increase."""
     return tum_trajectory(path, read_table(path, TUM_COLUMNS, "a pose in TUM's format"))
 
 
-def read_euroc(path: str | Path) -> Trajectory:
+def read_euroc(path: str | Path) -> TrajectoryFile:
     """The trajectory of EuRoC's ground truth. Raises InputError, naming file and line."""
     table = read_table(path, EUROC_COLUMNS, "the ground truth of EuRoC")
     return tum_trajectory(path, table[:, [0, 1, 2, 3, 5, 6, 7, 4]])
 
 
-def tum_trajectory(path: str | Path, rows: np.ndarray) -> Trajectory:
+def tum_trajectory(path: str | Path, rows: np.ndarray) -> TrajectoryFile:
     """The trajectory of the lines `[N, 8]` of a file: time, position, quaternion."""
     refuse(path, ~is_unit(rows[:, 4:]), "its quaternion (the last four numbers) is not of length 1")
     refuse(path, np.diff(rows[:, 0], prepend=-np.inf) <= 0, "its time is not after that of the pose before")
     times = rows[:, 0] / 1e9 if len(rows) and rows[0, 0] > NANOSECONDS else rows[:, 0]
-    return Trajectory(poses_from_quaternions(rows[:, 1:4], rows[:, 4:]), times)
+    return TrajectoryFile(poses_from_quaternions(rows[:, 1:4], rows[:, 4:]), times)
 
 
 def is_unit(quaternions: np.ndarray) -> np.ndarray:

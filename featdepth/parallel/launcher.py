@@ -6,17 +6,19 @@ the whole model and all of its gradients. Anything else would train otherwise wi
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
+import sys
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_torch_xla_available
 
-from featdepth.errors import InputError
+from featdepth.errors import TERMINATED, InputError
 from featdepth.files import read_text
-from featdepth.parallel.processes import command_of_parent
 
 # Accelerate's names for one process, and for several that each hold the whole model, by the device they use.
 DEVICES = ("CPU", "GPU", "XPU", "NPU", "MLU", "MUSA", "SDAA", "HPU", "NEURON")
@@ -29,12 +31,43 @@ SHARDED = {
     "TP": ("ACCELERATE_USE_TP", "--use_tp"),
     "parallelism_config": ("ACCELERATE_USE_PARALLELISM_CONFIG", "--use_parallelism_config"),
 }
+LAUNCHER = re.compile(rb"[^\0]*python[^\0]*\0.*(accelerate|torchrun|torch\.distributed)", re.DOTALL)  # its command line
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PRECISIONS = ("no", "fp16", "bf16")
 LARGEST_CONFIG = 1 << 20  # bytes
 INSTEAD = (
     "start with accelerate launch --config_file configs/accelerate/multi_gpu.yaml (one_gpu.yaml for one), or choose "
     "plain data parallelism in accelerate config"
 )
+
+
+def end_with_launcher() -> None:
+    """Ask Linux for a SIGTERM when the launcher of this process dies, which would leave it alone and unwatched.
+
+    Launchers start their processes in sessions of their own, and one that was killed takes none of them along. To be
+    called first, before anything waits for the launcher; ends the process where that is gone already.
+    """
+    if sys.platform != "linux":
+        return
+    parent = command_of_parent()
+    is_elastic = "TORCHELASTIC_RUN_ID" in os.environ
+    if is_elastic or (parent is not None and LAUNCHER.match(parent)):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # An orphan's parent is the first process of the system or container; a launcher is a Python program.
+    if is_elastic and parent is not None and b"python" not in parent.partition(b"\0")[0]:
+        sys.exit(TERMINATED)
+
+
+def command_of_parent() -> bytes | None:
+    """The command line of the process that started this one, its words ended by zero bytes; None where it is hidden.
+
+    In a container it is often outside (process 0), `/proc` may hide other users' processes (`hidepid`) or be no mount
+    at all, and other systems have none.
+    """
+    try:
+        return Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return None
 
 
 def check_choices() -> None:

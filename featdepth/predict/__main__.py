@@ -29,16 +29,16 @@ from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
 from featdepth.models.saved import verdict
 from featdepth.odometry.egomotion import check_has_pose
-from featdepth.parallel.processes import together
+from featdepth.parallel.accelerator import device_name, make_accelerator, precision
+from featdepth.parallel.processes import on_all_processes, on_main_process
 from featdepth.predict.intrinsics import Cameras
-from featdepth.predict.made_with import fingerprint
+from featdepth.predict.made_with import model_digest
 from featdepth.predict.predictor import Predictor, Tally, gather_tally, print_failure
 from featdepth.predict.settings import NEEDS_POSES, Settings, parse_arguments
 from featdepth.predict.side_by_side import check_video_writer
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 from featdepth.predict.work import describe, plan_work, share
 from featdepth.scale import CAMERA_HEIGHT, METRES, RELATIVE, describe_scale, unit_of
-from featdepth.training.run_directory import device_name, make_accelerator, precision
 from featdepth.wording import count
 
 LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for one with a long video
@@ -47,13 +47,13 @@ LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for 
 def main() -> None:
     arguments = parse_arguments(__doc__)
     accelerator = make_accelerator(Config(train=Train(timeout=LONGEST_WAIT)), arguments.cpu)
-    model = together(accelerator, lambda: load_model(arguments))
+    model = on_all_processes(accelerator, lambda: load_model(arguments))
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     settings, impossible = choose_settings(arguments, model)
     scale_source = model.scale_source if settings.camera_height is None else CAMERA_HEIGHT
 
     # One process looks at the inputs and claims the folder for them; then each takes its share.
-    plan = together(accelerator, lambda: plan_here(arguments, model, settings, accelerator), main_only=True)
+    plan = on_main_process(accelerator, lambda: plan_here(arguments, model, settings, accelerator))
     sources, failures = broadcast_object_list([plan])[0]
     failures += impossible
     accelerator.print(
@@ -73,7 +73,7 @@ def main() -> None:
         for failure in failures:
             print_failure(failure)
     own = share(sources, accelerator.process_index, accelerator.num_processes, settings)
-    total = gather_tally(together(accelerator, lambda: predictor.predict(own)))
+    total = gather_tally(on_all_processes(accelerator, lambda: predictor.predict(own)))
     total.failed += len(failures)
     if accelerator.is_main_process:
         report(total, settings, unit_of(scale_source))
@@ -137,10 +137,10 @@ def divide_kinds(save: list[str], model: FeatDepth) -> tuple[list[str], list[str
 
 def plan_here(
     arguments: argparse.Namespace, model: FeatDepth, settings: Settings, accelerator: Accelerator
-) -> tuple[list[Source], list[str]]:
+) -> tuple[list[FrameSource], list[str]]:
     """`plan_work` for the inputs of the command line."""
     made_with = {
-        "model": fingerprint(model),
+        "model": model_digest(model),
         "precision": accelerator.mixed_precision,
         "refinement": settings.refine,
         "camera height": settings.camera_height,

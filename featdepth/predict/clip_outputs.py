@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from featdepth.drawing import nearest_depth
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
-from featdepth.predict.depth_pictures import nearest_depth
-from featdepth.predict.fusion import FusedCloud, View, fuse
+from featdepth.predict.fusion import DepthView, FusedCloud, fuse
 from featdepth.predict.outputs import Saved, clip_files, page_frame, page_notes
 from featdepth.predict.page import MOST_FRAMES, WIDEST, write_page
 from featdepth.predict.point_cloud import PointCloud, write_ply
 from featdepth.predict.settings import Settings
 from featdepth.predict.side_by_side import write_side_by_side
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 from featdepth.scale import unit_of
 
 SEQUENCE_KINDS = {"trajectory", "fused_points", "page"}
@@ -31,15 +31,15 @@ MOST_QUEUED = 8  # frames that wait for each
 PATIENCE = 0.5  # seconds between two looks at whether a thread still takes frames
 
 
-class Left(Exception):
+class Abandoned(Exception):
     """The clip was left by an error; what was begun is not to be finished."""
 
 
-class Fed:
+class Consumer:
     """Runs `consume` on the items that are added, in a thread of its own. `finish` raises what it raised."""
 
     def __init__(self, consume: Callable[[Iterator[Saved]], None]) -> None:
-        self.queue: Queue[Saved | type[Left] | None] = Queue(MOST_QUEUED)
+        self.queue: Queue[Saved | type[Abandoned] | None] = Queue(MOST_QUEUED)
         self.error: BaseException | None = None
         self.thread = Thread(target=self.run, args=(consume,), daemon=True)
         self.thread.start()
@@ -47,18 +47,18 @@ class Fed:
     def run(self, consume: Callable[[Iterator[Saved]], None]) -> None:
         try:
             consume(self.items())
-        except Left:
+        except Abandoned:
             pass
         except BaseException as error:  # for the thread that waits in `finish`
             self.error = error
 
     def items(self) -> Iterator[Saved]:
         while (item := self.queue.get()) is not None:
-            if item is Left:
-                raise Left
+            if item is Abandoned:
+                raise Abandoned
             yield item
 
-    def add(self, item: Saved | type[Left] | None) -> None:
+    def add(self, item: Saved | type[Abandoned] | None) -> None:
         """Hand an item over, waiting while many wait already; nothing where the thread has ended."""
         while self.thread.is_alive():
             try:
@@ -68,7 +68,7 @@ class Fed:
 
     def finish(self, with_error: bool) -> None:
         """No item comes any more: wait for the end."""
-        self.add(Left if with_error else None)
+        self.add(Abandoned if with_error else None)
         self.thread.join()
         if self.error is not None:
             raise self.error
@@ -80,12 +80,12 @@ class ClipOutputs:
     scale_source: of the model, None: its depth is relative.
     """
 
-    def __init__(self, source: Source, settings: Settings, scale_source: str | None) -> None:
+    def __init__(self, source: FrameSource, settings: Settings, scale_source: str | None) -> None:
         wanted = {kind for kind in settings.save if source.is_clip}
-        make = partial(make_sequence, source=source, settings=settings, scale_source=scale_source)
-        self.makers = [Fed(make)] if wanted & SEQUENCE_KINDS else []
-        if "video" in wanted:
-            self.makers.append(Fed(partial(make_video, source=source, settings=settings, scale_source=scale_source)))
+        makers = [make_sequence] if wanted & SEQUENCE_KINDS else []
+        makers += [make_video] if "video" in wanted else []
+        about = {"source": source, "settings": settings, "scale_source": scale_source}
+        self.makers = [Consumer(partial(make, **about)) for make in makers]
 
     def __enter__(self) -> ClipOutputs:
         return self
@@ -110,21 +110,21 @@ class ClipOutputs:
             )
 
 
-def make_video(frames: Iterator[Saved], source: Source, settings: Settings, scale_source: str | None) -> None:
+def make_video(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale_source: str | None) -> None:
     """The frames beside their depth."""
     shown = ((saved.frame.view.numpy(), saved.depth, saved.frame.seconds) for saved in frames)
     (path,) = clip_files(source, settings, "video")
     write_side_by_side(path, shown, unit_of(scale_source), settings.nearest, settings.frame_rate)
 
 
-def make_sequence(frames: Iterator[Saved], source: Source, settings: Settings, scale_source: str | None) -> None:
+def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale_source: str | None) -> None:
     """The camera's way, one point cloud of all frames, and the page that shows them: what needs each other."""
     unit, page = unit_of(scale_source), PageFrames()
     times: list[float] = []
     poses: list[np.ndarray] = []
     lacking = set(settings.save)  # that can be made of no frame, which is said with the frames
 
-    def views() -> Iterator[View]:
+    def views() -> Iterator[DepthView]:
         for saved in frames:
             frame = saved.frame
             lacking.intersection_update(frame.camera.lacking)
@@ -133,7 +133,7 @@ def make_sequence(frames: Iterator[Saved], source: Source, settings: Settings, s
             if "page" in settings.save:
                 page.add(saved)
             if saved.pose is not None and saved.intrinsics is not None:
-                yield View(saved.depth, frame.view.numpy(), saved.intrinsics, saved.pose)
+                yield DepthView(saved.depth, frame.view.numpy(), saved.intrinsics, saved.pose)
 
     fused, trouble = None, None
     if {"fused_points", "page"}.intersection(settings.save):
@@ -182,7 +182,7 @@ class PageFrames:
     def write(
         self,
         path: Path,
-        source: Source,
+        source: FrameSource,
         scale_source: str | None,
         settings: Settings,
         fused: FusedCloud | None,

@@ -60,3 +60,8 @@ def write_depth_npz(path: Path, depth: np.ndarray, unit: str, intrinsics: np.nda
 def write_depth_tiff(path: Path, depth: np.ndarray) -> None:
     """Write depth `[h, w]` as a tiff of one float32 channel, without compression."""
     write_bytes(path, image_bytes(Image.fromarray(depth.astype(np.float32)), "TIFF"))
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a png, whole or not at all. Raises OSError where it cannot be written."""
+    write_bytes(path, image_bytes(picture, "PNG", compress_level=PNG_LEVEL))

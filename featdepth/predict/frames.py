@@ -16,15 +16,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from featdepth.data.films import read_pictures
 from featdepth.data.images import LARGEST_IMAGE, read_photo
 from featdepth.errors import InputError
-from featdepth.parallel.processes import outlive_signals
-from featdepth.parallel.shared_memory import PREFETCHED
+from featdepth.parallel.loaders import PREFETCHED, keep_loading_at_signals
 from featdepth.predict.intrinsics import FrameCamera
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 
 LONGEST_VIEW = 1280  # pixels: the longer side of what point clouds, videos and pages show of a frame
 
 
-class Frame(NamedTuple):
+class InputFrame(NamedTuple):
     """One frame of a source; `error` says why there is none."""
 
     name: str  # that its outputs begin with
@@ -74,12 +73,14 @@ class Wanted(NamedTuple):
     done: Collection[str] = ()  # names of frames that need no prediction any more
 
 
-def make_frame(name: str, path: str, index: int, pixels: np.ndarray, seconds: float | None, wanted: Wanted) -> Frame:
+def make_frame(
+    name: str, path: str, index: int, pixels: np.ndarray, seconds: float | None, wanted: Wanted
+) -> InputFrame:
     """A frame from uint8 RGB `[h, w, 3]`."""
     size = pixels.shape[:2]
     image = resize(pixels, wanted.size).contiguous()
     view = resize(pixels, view_size(size)).permute(1, 2, 0).contiguous() if wanted.with_view else None
-    return Frame(name, path, index, size, image, view, seconds)
+    return InputFrame(name, path, index, size, image, view, seconds)
 
 
 class ImageFrames(Dataset):
@@ -93,12 +94,12 @@ class ImageFrames(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Frame:
+    def __getitem__(self, index: int) -> InputFrame:
         place, name, path = self.files[index]
         try:
             return make_frame(name, path, place, load_photo(path), None, self.wanted)
         except InputError as error:
-            return Frame(name, path, place, error=str(error))
+            return InputFrame(name, path, place, error=str(error))
 
 
 class VideoFrames(IterableDataset):
@@ -107,17 +108,17 @@ class VideoFrames(IterableDataset):
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self.path, self.wanted = path, wanted
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[InputFrame]:
         index, path = -1, str(self.path)
         try:
             for index, picture in enumerate(read_pictures(self.path)):
                 name = frame_name(index)
                 if name in self.wanted.done:
-                    yield Frame(name, path, index, picture.pixels.shape[:2], seconds=picture.seconds)
+                    yield InputFrame(name, path, index, picture.pixels.shape[:2], seconds=picture.seconds)
                 else:
                     yield make_frame(name, path, index, picture.pixels, picture.seconds, self.wanted)
         except InputError as error:
-            yield Frame(frame_name(index + 1), path, index + 1, error=str(error))
+            yield InputFrame(frame_name(index + 1), path, index + 1, error=str(error))
 
 
 def frame_name(index: int) -> str:
@@ -128,11 +129,11 @@ def frame_name(index: int) -> str:
 class Batch(NamedTuple):
     """Frames in their order, those included that failed or are done."""
 
-    frames: list[Frame]  # without their images
+    frames: list[InputFrame]  # without their images
     images: Tensor | None  # uint8 [B, 3, H, W] of those that have one, in the same order
 
 
-def collate(frames: list[Frame]) -> Batch:
+def collate(frames: list[InputFrame]) -> Batch:
     images = [frame.image for frame in frames if frame.image is not None]
     # A frame that is to be predicted keeps an empty image as a mark.
     marked = [frame if frame.image is None else frame._replace(image=frame.image[:, :0]) for frame in frames]
@@ -145,14 +146,14 @@ def frame_bytes(wanted: Wanted) -> int:
     return 3 * (wanted.size[0] * wanted.size[1] + view)
 
 
-def loader_processes(source: Source, frames: int, batch_size: int, workers: int) -> int:
+def loader_processes(source: FrameSource, frames: int, batch_size: int, workers: int) -> int:
     """How many of up to `workers` processes load a source; a video is one stream."""
     most = 1 if source.is_video else -(-frames // batch_size)
     # Starting processes takes longer than loading a few images.
     return min(workers, most) if source.is_video or most > 1 else 0
 
 
-def load_batches(source: Source, wanted: Wanted, batch_size: int, workers: int) -> DataLoader:
+def load_batches(source: FrameSource, wanted: Wanted, batch_size: int, workers: int) -> DataLoader:
     """The frames of a source in batches, in their order, decoded ahead by up to `workers` processes."""
     frames = VideoFrames(source.path, wanted) if source.is_video else ImageFrames(source.files, wanted)
     workers = loader_processes(source, 0 if source.is_video else len(frames), batch_size, workers)
@@ -162,6 +163,6 @@ def load_batches(source: Source, wanted: Wanted, batch_size: int, workers: int) 
         num_workers=workers,
         collate_fn=collate,
         prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=keep_loading_at_signals,
         generator=torch.Generator().manual_seed(0),
     )

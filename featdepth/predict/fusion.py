@@ -27,7 +27,7 @@ CELL_BITS = 21  # of a voxel's place on one axis
 BUFFERED = 1_000_000  # points that wait to be merged
 
 
-class View(NamedTuple):
+class DepthView(NamedTuple):
     """One frame of a sequence."""
 
     depth: np.ndarray  # [H, W]
@@ -46,7 +46,7 @@ class FusedCloud(NamedTuple):
     note: str | None  # what was left out for the limit of points
 
 
-class Seen(NamedTuple):
+class PreparedView(NamedTuple):
     """A view, ready to be compared with others."""
 
     points: Tensor  # [1, 3, N], camera axes
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
 
 
 def fuse(
-    views: Iterable[View],
+    views: Iterable[DepthView],
     align: bool = False,
     voxel: float | None = None,
     farthest: float | None = None,
@@ -97,7 +97,7 @@ def fuse(
     return FusedCloud(*cloud, np.array(scales), grid.side, grid.note())
 
 
-def prepared(views: Iterable[View], farthest: float | None, grazing_angle: float | None) -> Iterator[Seen]:
+def prepared(views: Iterable[DepthView], farthest: float | None, grazing_angle: float | None) -> Iterator[PreparedView]:
     """The views as tensors, in the axes of the first; large ones at every second, third ... row and column."""
     camera_from_world = None
     for view in views:
@@ -112,7 +112,7 @@ def prepared(views: Iterable[View], farthest: float | None, grazing_angle: float
         if grazing_angle is not None:
             usable &= ~is_grazing(points, grazing_angle)
         inverse = np.divide(1.0, depth, out=np.zeros(depth.shape), where=known)
-        yield Seen(
+        yield PreparedView(
             torch.from_numpy(points.reshape(1, -1, 3)).transpose(1, 2),
             torch.from_numpy(inverse).float()[None, None],
             image.reshape(-1, 3),
@@ -122,7 +122,7 @@ def prepared(views: Iterable[View], farthest: float | None, grazing_angle: float
         )
 
 
-def aligned(views: Iterable[Seen], align: bool) -> Iterator[Seen]:
+def aligned(views: Iterable[PreparedView], align: bool) -> Iterator[PreparedView]:
     """The views with their scales: products of the ratios from view to view, the first view's being 1."""
     previous, scale = None, 1.0
     for view in views:
@@ -132,7 +132,7 @@ def aligned(views: Iterable[Seen], align: bool) -> Iterator[Seen]:
         previous = view
 
 
-def scale_ratio(previous: Seen, view: Seen) -> float:
+def scale_ratio(previous: PreparedView, view: PreparedView) -> float:
     """What the depth of `view` has to be multiplied by to agree with that of the view before it; 1 where unknown.
 
     A point at depth z, after the turn of the camera and before its motion t along the axis, is seen by `view` at a
@@ -161,7 +161,7 @@ def scale_ratio(previous: Seen, view: Seen) -> float:
     return float(1 / fit[0])
 
 
-def look_up(points: Tensor, view: Seen, view_from_points: np.ndarray) -> tuple[Tensor, Tensor]:
+def look_up(points: Tensor, view: PreparedView, view_from_points: np.ndarray) -> tuple[Tensor, Tensor]:
     """Depths `[N]` of `points` `[1, 3, N]` in the camera of `view`, and those that `view` has where it sees them.
 
     The second, without the view's scale, is NaN where it does not see them or has no depth.
@@ -177,7 +177,7 @@ def look_up(points: Tensor, view: Seen, view_from_points: np.ndarray) -> tuple[T
     return expected, torch.where(inside, 1 / inverse, torch.nan)
 
 
-def agrees(view: Seen, other: Seen, tolerance: float) -> np.ndarray:
+def agrees(view: PreparedView, other: PreparedView, tolerance: float) -> np.ndarray:
     """Whether `other` sees the points of `view` at their depth, within `tolerance` (relative): bool `[N]`."""
     expected, seen = look_up(
         view.points * view.scale, other, np.linalg.inv(other.first_from_camera) @ view.first_from_camera
@@ -185,16 +185,16 @@ def agrees(view: Seen, other: Seen, tolerance: float) -> np.ndarray:
     return ((seen * other.scale / expected - 1).abs() <= tolerance).numpy()
 
 
-def median_depth(view: Seen) -> float:
+def median_depth(view: PreparedView) -> float:
     """The median depth of a view; 1 where it has none."""
     depths = view.points[0, 2][torch.from_numpy(view.usable)]
     return float(depths.median()) if len(depths) else 1.0
 
 
-def with_neighbours(items: Iterable[Seen], reach: int) -> Iterator[tuple[Seen, list[Seen]]]:
+def with_neighbours(items: Iterable[PreparedView], reach: int) -> Iterator[tuple[PreparedView, list[PreparedView]]]:
     """Each item with up to `reach` before and up to `reach` after it; no more than these are held."""
-    earlier: list[Seen] = []
-    later: deque[Seen | None] = deque()
+    earlier: list[PreparedView] = []
+    later: deque[PreparedView | None] = deque()
     for item in chain(items, repeat(None, reach)):
         later.append(item)
         if len(later) > reach and later[0] is not None:

@@ -16,7 +16,7 @@ from featdepth.data.sets.video import INTRINSICS_NAME, read_matrix
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth
 from featdepth.predict.settings import NEEDS_INTRINSICS, USES_INTRINSICS, Settings
-from featdepth.predict.sources import Source, is_image
+from featdepth.predict.sources import FrameSource, is_image
 
 ADVICE = "give --intrinsics FILE or --field-of-view DEGREES"
 KITTI_RAW_CAMERAS = ("image_00", "image_01", "image_02", "image_03")
@@ -59,7 +59,7 @@ class Cameras:
             self.known[key] = self.search(path, size)
         return self.known[key]
 
-    def of_frame(self, path: Path, size: Size, source: Source, settings: Settings) -> FrameCamera:
+    def of_frame(self, path: Path, size: Size, source: FrameSource, settings: Settings) -> FrameCamera:
         """What is known of the camera of a frame of `source` for its outputs; its image or video is at `path`."""
         path, wanted = source.path or path, settings.kinds_of(source)
         needs_all = settings.camera_height is not None or (settings.refine > 0 and source.is_clip)

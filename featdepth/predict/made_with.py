@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -12,21 +11,19 @@ from typing import Any, NamedTuple
 from featdepth.errors import InputError
 from featdepth.files import read_json, write_text
 from featdepth.models import FeatDepth
+from featdepth.models.saved.digest import weights_digest
+from featdepth.models.saved.provenance import versions
 from featdepth.predict.sources import RECORD, name_inputs
-from featdepth.training.run_directory import versions
 
 VERSION = 1  # of what is written: raise it when that changes
 LARGEST_RECORD = 256 << 20  # bytes; a name and a path for each input
 
 
-def fingerprint(model: FeatDepth) -> str:
+def model_digest(model: FeatDepth) -> str:
     """What tells a model from any other: a hash of its weights and of what turns them into depth."""
     settings = model.settings
     scale = (model.height, model.width, settings.min_depth, settings.max_depth, settings.metres_per_unit)
-    digest = hashlib.sha256(repr(scale).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return weights_digest(model, repr(scale))
 
 
 class Claimed(NamedTuple):
@@ -87,9 +84,9 @@ def claim(
 
 
 def made_otherwise(out: Path, what: str, before: Any, now: Any) -> InputError:
+    change = f"{in_words(before)}, now {in_words(now)}"
     return InputError(
-        f"{out}: was made with another {what} ({told(before)}, now {told(now)}); choose another --out, or replace all "
-        "of it by --overwrite"
+        f"{out}: was made with another {what} ({change}); choose another --out, or replace all of it by --overwrite"
     )
 
 
@@ -132,7 +129,7 @@ def is_record(content: Any) -> bool:
     )
 
 
-def told(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A setting in words; of a hash its beginning."""
     text = "none" if value is None else str(value)
     return text if len(text) < 60 else f"{text[:12]}..."

@@ -21,7 +21,7 @@ from featdepth.models import FeatDepth
 from featdepth.predict.frames import load_photo, resize
 from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.page import spread
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 from featdepth.scale import CAMERA_HEIGHT, Scale
 from featdepth.wording import count
 
@@ -30,7 +30,7 @@ NO_GROUND = "a ground plane in the lower middle, which --camera-height needs; le
 
 
 def scale_of_clip(
-    source: Source,
+    source: FrameSource,
     height: float,
     model: FeatDepth,
     cameras: Cameras,
@@ -74,7 +74,7 @@ def height_in(disparity: Tensor, size: tuple[int, int], model: FeatDepth, intrin
     return ground_height(model.to_depth(disparity), seen)
 
 
-def some_frames(source: Source, size: tuple[int, int]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+def some_frames(source: FrameSource, size: tuple[int, int]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
     """Frames from all over a clip, uint8 `[3, H, W]` at `size`, each with its own size; damaged ones are left out."""
     if not source.is_video:
         paths = list(source.files.values())

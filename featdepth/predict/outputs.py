@@ -9,24 +9,24 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from featdepth.drawing import colour_depth, draw_depth, nearest_depth
 from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
-from featdepth.predict.depth_files import write_depth_npz, write_depth_png, write_depth_tiff
-from featdepth.predict.depth_pictures import colour_depth, draw_depth, nearest_depth, write_picture
-from featdepth.predict.frames import Frame, frame_name
+from featdepth.predict.depth_files import write_depth_npz, write_depth_png, write_depth_tiff, write_picture
+from featdepth.predict.frames import InputFrame, frame_name
 from featdepth.predict.metres import NO_GROUND, scale_of_image
 from featdepth.predict.network import Predicted, depth_at
 from featdepth.predict.page import PageFrame, write_page
 from featdepth.predict.point_cloud import depth_to_points, write_ply
 from featdepth.predict.settings import ALL_KINDS, CLIP_KINDS, FRAME_KINDS, IMAGE_KINDS, Settings
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 from featdepth.scale import Scale, unit_of
 
 
 class Saved(NamedTuple):
     """What became of a frame."""
 
-    frame: Frame
+    frame: InputFrame
     depth: np.ndarray | None = None  # [h', w'], at the size of its view; None where that was not asked for
     intrinsics: np.ndarray | None = None  # 3x3 at that size, where they are known
     pose: np.ndarray | None = None  # world_from_camera 4x4, in the unit of the depth; the world is the first camera
@@ -34,31 +34,31 @@ class Saved(NamedTuple):
     error: str | None = None
 
 
-def frame_paths(source: Source, name: str, settings: Settings) -> dict[str, Path]:
+def frame_paths(source: FrameSource, name: str, settings: Settings) -> dict[str, Path]:
     """The files of a frame, by kind."""
     endings = FRAME_KINDS if source.is_clip else IMAGE_KINDS
     kinds = (kind for kind in settings.save if kind in endings)
     return {kind: settings.out / source.name / f"{name}{endings[kind]}" for kind in kinds}
 
 
-def clip_files(source: Source, settings: Settings, kind: str) -> list[Path]:
+def clip_files(source: FrameSource, settings: Settings, kind: str) -> list[Path]:
     """The files of one kind of a clip as a whole."""
     return [settings.out / source.name / name for name in CLIP_KINDS[kind]]
 
 
-def clip_paths(source: Source, settings: Settings) -> list[Path]:
+def clip_paths(source: FrameSource, settings: Settings) -> list[Path]:
     """All files of a clip as a whole; none for single images."""
     kinds = (kind for kind in settings.save if kind in CLIP_KINDS and source.is_clip)
     return [path for kind in kinds for path in clip_files(source, settings, kind)]
 
 
-def is_whole(source: Source, settings: Settings) -> bool:
+def is_whole(source: FrameSource, settings: Settings) -> bool:
     """Whether the source has to be predicted in one go, from its beginning."""
     is_one = bool(clip_paths(source, settings)) or settings.refine > 0 or settings.camera_height is not None
     return source.is_clip and is_one
 
 
-def made_files(source: Source, out: Path, kinds: Collection[str] = ALL_KINDS) -> list[Path]:
+def made_files(source: FrameSource, out: Path, kinds: Collection[str] = ALL_KINDS) -> list[Path]:
     """All files of these `kinds` that there are of a source."""
     if source.is_clip:
         whole = {name for kind, names in CLIP_KINDS.items() if kind in kinds for name in names}
@@ -70,14 +70,14 @@ def made_files(source: Source, out: Path, kinds: Collection[str] = ALL_KINDS) ->
     return [path for path in paths if path.exists()]
 
 
-def remove_outputs(sources: Iterable[Source], out: Path, kinds: Collection[str] = ALL_KINDS) -> None:
+def remove_outputs(sources: Iterable[FrameSource], out: Path, kinds: Collection[str] = ALL_KINDS) -> None:
     """Remove all that there is of the `sources`, of these `kinds`. Raises OSError where that is impossible."""
     for source in sources:
         for path in made_files(source, out, kinds):
             path.unlink(missing_ok=True)
 
 
-def done_frames(source: Source, settings: Settings) -> set[str]:
+def done_frames(source: FrameSource, settings: Settings) -> set[str]:
     """The frames of a source that need no prediction: their files are there, and not older than what they come from.
 
     Of a video those before the first that is not, as far as it has been predicted. Where the source has to be predicted
@@ -110,11 +110,11 @@ def modified(path: Path) -> float:
 
 
 def save_frame(
-    frame: Frame,
+    frame: InputFrame,
     predicted: Predicted,
     model: FeatDepth,
     scale: Scale | None,
-    source: Source,
+    source: FrameSource,
     settings: Settings,
 ) -> Saved:
     """Write all files of one frame from what the networks of `model` say of it.

@@ -194,7 +194,7 @@ def page_text(title: str, data: dict[str, Any]) -> str:
         for name in ("page.html", "page.css", "page.js")
     )
     policy = (
-        f"default-src 'none'; img-src data:; style-src {fingerprint(style)}; script-src {fingerprint(script)}; "
+        f"default-src 'none'; img-src data:; style-src {policy_hash(style)}; script-src {policy_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
     parts = {
@@ -207,6 +207,6 @@ def page_text(title: str, data: dict[str, Any]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
-def fingerprint(text: str) -> str:
+def policy_hash(text: str) -> str:
     """How a policy names a script or style: by its hash."""
     return f"'sha256-{encoded(hashlib.sha256(text.encode()).digest())}'"

@@ -21,17 +21,17 @@ from featdepth.console import Display
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.models import FeatDepth
-from featdepth.parallel.shared_memory import check_shared_memory
+from featdepth.parallel.accelerator import compiled
+from featdepth.parallel.loaders import check_shared_memory
 from featdepth.predict.clip_outputs import ClipOutputs
-from featdepth.predict.frames import Batch, Frame, Wanted, frame_bytes, load_batches, loader_processes
+from featdepth.predict.frames import Batch, InputFrame, Wanted, frame_bytes, load_batches, loader_processes
 from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.metres import scale_of_clip
 from featdepth.predict.network import Launch, Networks, RefinedNetworks
 from featdepth.predict.outputs import Saved, done_frames, save_frame
 from featdepth.predict.settings import USES_POSES, Settings
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 from featdepth.scale import Scale
-from featdepth.training.run_directory import compiled
 
 WRITERS = 4  # threads that write files while the networks go on
 MOST_WAITING = 16  # frames that wait for them
@@ -78,7 +78,7 @@ class Predictor:
         self.writers: ThreadPoolExecutor | None = None
         self.waiting: deque[Future[Saved]] = deque()  # frames that the writers have, in order
 
-    def check_memory(self, sources: Sequence[Source]) -> None:
+    def check_memory(self, sources: Sequence[FrameSource]) -> None:
         """Raise InputError where loading the largest source takes more shared memory than there is."""
         frames = max((len(source.files) for source in sources), default=0)
         workers = [loader_processes(each, len(each.files), self.batch_size, self.workers) for each in sources]
@@ -86,7 +86,7 @@ class Predictor:
         batch_bytes = self.batch_size * frame_bytes(self.wanted)
         check_shared_memory(self.accelerator, "inputs", batch_bytes, batches, max(workers, default=0), "--workers ")
 
-    def predict(self, sources: Iterable[Source]) -> Tally:
+    def predict(self, sources: Iterable[FrameSource]) -> Tally:
         """Predict the sources one by one. What fails of them is told on standard error, and counted.
 
         Raises InputError where the outputs cannot be written.
@@ -109,7 +109,7 @@ class Predictor:
                     raise InputError(f"{place}: cannot be written ({reason}); free some space") from error
         return self.tally
 
-    def predict_source(self, source: Source) -> None:
+    def predict_source(self, source: FrameSource) -> None:
         """Predict what is missing of a source. Raises InputError where it fails as a whole, OSError in writing."""
         done = done_frames(source, self.settings)
         if source.files:
@@ -128,14 +128,14 @@ class Predictor:
                 self.settle(clip, MOST_WAITING)
             self.settle(clip, 0)
 
-    def networks_for(self, source: Source) -> Networks:
+    def networks_for(self, source: FrameSource) -> Networks:
         """Networks that begin a source anew."""
         with_poses = source.is_clip and bool(USES_POSES.intersection(self.settings.save))
         if self.settings.refine and source.is_clip:
             return RefinedNetworks(self.launch, self.model, self.settings.refine, with_poses)
         return Networks(self.launch, self.model, with_poses)
 
-    def scale_for(self, source: Source) -> Scale | None:
+    def scale_for(self, source: FrameSource) -> Scale | None:
         """What depths of a source are measured in; None: single images, of which each has a scale of its own."""
         height = self.settings.camera_height
         if height is None:
@@ -151,7 +151,7 @@ class Predictor:
         tqdm.write(f"scale      {source.path}: {note}")
         return scale
 
-    def predict_batch(self, batch: Batch, source: Source, networks: Networks, scale: Scale | None) -> None:
+    def predict_batch(self, batch: Batch, source: FrameSource, networks: Networks, scale: Scale | None) -> None:
         """Run the networks on a batch, and hand its frames to the writers."""
         frames = [self.with_camera(frame, source) for frame in batch.frames]
         present = [frame for frame in frames if frame.image is not None]
@@ -171,13 +171,13 @@ class Predictor:
                 job = (save_frame, frame, next(predicted), self.model, scale, source, self.settings)
                 self.waiting.append(self.writers.submit(*job))
 
-    def with_camera(self, frame: Frame, source: Source) -> Frame:
+    def with_camera(self, frame: InputFrame, source: FrameSource) -> InputFrame:
         """A frame with what is known of its camera, where it is to be predicted."""
         if frame.image is None:
             return frame
         return frame._replace(camera=self.cameras.of_frame(Path(frame.path), frame.size, source, self.settings))
 
-    def seen_intrinsics(self, frame: Frame) -> np.ndarray:
+    def seen_intrinsics(self, frame: InputFrame) -> np.ndarray:
         """Intrinsics 3x3 of a frame as the networks see it."""
         intrinsics = torch.from_numpy(frame.camera.intrinsics)
         return resize_intrinsics(intrinsics, frame.size, self.wanted.size).numpy()

@@ -12,7 +12,7 @@ from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.config import Parser
 from featdepth.data.synthetic import available_cores
 from featdepth.errors import InputError
-from featdepth.predict.sources import Source
+from featdepth.predict.sources import FrameSource
 
 # What can be saved of each frame, and the ending of its file.
 FRAME_KINDS = {
@@ -60,7 +60,7 @@ class Settings(NamedTuple):
         """Whether anything that is saved shows what the frames look like."""
         return not NEEDS_VIEWS.isdisjoint(self.save)
 
-    def kinds_of(self, source: Source) -> list[str]:
+    def kinds_of(self, source: FrameSource) -> list[str]:
         """The kinds that are saved of such a source."""
         return [kind for kind in self.save if kind in (ALL_KINDS if source.is_clip else IMAGE_KINDS)]
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from featdepth.drawing import bar_height, colour_depth, draw_scale_bar, nearest_depth
 from featdepth.errors import InputError
 from featdepth.files import written_whole
-from featdepth.predict.depth_pictures import bar_height, colour_depth, draw_scale_bar, nearest_depth
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

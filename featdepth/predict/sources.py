@@ -30,7 +30,7 @@ RECORD = "prediction.json"  # in the output folder: no name of an input
 LONGEST_NAME = 180  # bytes; file systems allow 255, and endings come behind
 
 
-class Source(NamedTuple):
+class FrameSource(NamedTuple):
     """A clip (a folder of images or a video), or all single images together."""
 
     name: str  # of the folder below the output folder that its outputs go to; "" for single images: that folder itself
@@ -188,13 +188,13 @@ def cut(name: str) -> str:
     return f"{code[: LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(code).hexdigest()[:8]}"
 
 
-def list_sources(named: dict[str, Path]) -> list[Source]:
+def list_sources(named: dict[str, Path]) -> list[FrameSource]:
     """The named inputs as sources: single images together, then each folder and video."""
     images = {name: path for name, path in named.items() if not path.is_dir() and is_image(path)}
-    sources = [Source("", None, images)] if images else []
+    sources = [FrameSource("", None, images)] if images else []
     for name, path in named.items():
         if name not in images:
-            sources.append(Source(name, path, name_frames(path) if path.is_dir() else {}))
+            sources.append(FrameSource(name, path, name_frames(path) if path.is_dir() else {}))
     return sources
 
 

@@ -10,7 +10,7 @@ from featdepth.errors import InputError
 from featdepth.predict.made_with import claim
 from featdepth.predict.outputs import is_whole, made_files, remove_outputs
 from featdepth.predict.settings import IMAGE_KINDS, Settings
-from featdepth.predict.sources import Source, find_inputs, is_image, list_sources
+from featdepth.predict.sources import FrameSource, find_inputs, is_image, list_sources
 from featdepth.wording import count
 
 
@@ -20,7 +20,7 @@ def plan_work(
     made_with: dict[str, Any],
     intrinsics: dict[str, Any],
     overwrite: bool,
-) -> tuple[list[Source], list[str]]:
+) -> tuple[list[FrameSource], list[str]]:
     """What there is to predict of the inputs that `words` name, and a line for each of them that means nothing.
 
     The output folder is claimed for it; for made_with, intrinsics and overwrite see `claim`.
@@ -58,7 +58,7 @@ def check_kinds(paths: Sequence[Path], settings: Settings) -> None:
         print(f"note       no {', '.join(for_clips)}: that is for folders and videos, and no input is one")
 
 
-def share(sources: Sequence[Source], rank: int, processes: int, settings: Settings) -> list[Source]:
+def share(sources: Sequence[FrameSource], rank: int, processes: int, settings: Settings) -> list[FrameSource]:
     """The part of process `rank`: its images, and whole clips where something is made of the whole clip."""
     own = []
     for number, source in enumerate(sources):
@@ -70,7 +70,7 @@ def share(sources: Sequence[Source], rank: int, processes: int, settings: Settin
     return own
 
 
-def describe(sources: Sequence[Source]) -> str:
+def describe(sources: Sequence[FrameSource]) -> str:
     """The inputs in numbers."""
     images = sum(len(source.files) for source in sources if not source.is_clip)
     folders = [source for source in sources if source.is_clip and not source.is_video]

@@ -39,7 +39,7 @@ from featdepth.data.listing import list_images
 from featdepth.data.shape import fitting_size
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_bytes
-from featdepth.parallel.threads import one_thread
+from featdepth.parallel.host import one_thread
 from featdepth.predict.sources import cut
 from featdepth.prepare_video import record
 from featdepth.prepare_video.frame_choice import KEPT, NEW_CLIP, THRESHOLDS, State, Verdict, analysed, judge

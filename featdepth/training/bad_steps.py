@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from featdepth.errors import InputError
 from featdepth.files import write_text
-from featdepth.parallel.processes import together
+from featdepth.parallel.processes import on_main_process
 from featdepth.wording import count
 
 RECORD = "bad_steps.json"
@@ -135,4 +135,4 @@ class BadSteps:
                 "weights are still good"
             )
 
-        together(accelerator, end, main_only=True)
+        on_main_process(accelerator, end)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from featdepth.errors import InputError, one_line
 from featdepth.files import read_json
 from featdepth.models.saved.torch_files import check_torch_archive
-from featdepth.parallel.processes import together
+from featdepth.parallel.processes import on_all_processes, on_main_process
 from featdepth.training.conditions import differences, same_place
 
 MANIFEST = "manifest.json"
@@ -77,9 +77,9 @@ def save_checkpoint(
         prune(folder, keep)
 
     try:
-        together(accelerator, prepare, main_only=True)
-        together(accelerator, lambda: write_state(accelerator, temporary))
-        together(accelerator, finish, main_only=True)
+        on_main_process(accelerator, prepare)
+        on_all_processes(accelerator, lambda: write_state(accelerator, temporary))
+        on_main_process(accelerator, finish)
     except OSError as error:
         remove(temporary)
         raise unwritten(final, error) from error
@@ -229,7 +229,7 @@ def resume(
     Every process enters. Raises InputError when the run was made under other `conditions`, unless `anyway`, or when
     the checkpoint does not fit the model.
     """
-    choice = [together(accelerator, lambda: newest_checkpoint(accelerator, folder), main_only=True)]
+    choice = [on_main_process(accelerator, lambda: newest_checkpoint(accelerator, folder))]
     (found,) = broadcast_object_list(choice)
     if found is None:
         return None
@@ -243,7 +243,7 @@ def resume(
     for text in (*changes, *notes):
         accelerator.print(f"note: {text}")
     progress.load(manifest["progress"])
-    together(accelerator, lambda: load_state(accelerator, path))
+    on_all_processes(accelerator, lambda: load_state(accelerator, path))
     if changes:
         progress.batch = same_place(progress.batch, manifest["conditions"], conditions)
         accelerator.step = 0

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from featdepth.config import Config, to_dict
 from featdepth.config.values import shown
 from featdepth.data.mix import SHARED_KEYS, mixed_configs
-from featdepth.training.run_directory import compilation, versions
+from featdepth.models.saved.provenance import versions
+from featdepth.parallel.accelerator import compilation
 
 # What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
 FREE = {

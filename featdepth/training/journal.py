@@ -1,36 +1,24 @@
-"""What a run leaves to look at: metrics.jsonl, interval sums over all processes, and picture panels."""
+"""What a run leaves to look at: metrics.jsonl, and lines of sums over all processes."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import resource
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor
 
-from featdepth.config import Config
 from featdepth.errors import InputError
 from featdepth.files import read_bytes, write_text
 from featdepth.metrics.depth import METRICS
-from featdepth.models import Prediction
-from featdepth.objective import explain_photometric
+from featdepth.parallel.host import peak_memory_gb
 
-# Far to near; interpolated linearly between.
-DEPTH_COLOURS = np.array(
-    [[10, 8, 40], [60, 20, 110], [130, 35, 125], [200, 60, 95], [245, 120, 60], [252, 190, 90], [252, 250, 190]], float
-)
-ERROR_COLOURS = np.array([[0, 0, 0], [90, 0, 20], [220, 60, 20], [255, 200, 60], [255, 255, 255]], float)
 SHOWN_SCORES = {"abs_rel", "a1", "metric_abs_rel"}
 LARGEST_METRICS = 1 << 30  # bytes
-PANEL_ERROR_MAX = 0.4  # photometric error shown in the brightest colour
 
 
 class MetricsFile:
@@ -54,7 +42,9 @@ class MetricsFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); free some space or choose another run.directory"
+            ) from error
 
     def forget_after(self, step: int, validated: bool) -> None:
         """Drop what a run that resumes after `step` writes again: later steps, and unless `validated` its validation.
@@ -142,69 +132,9 @@ class IntervalLog:
         }
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Largest memory in use so far, in GB: of the GPU, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
 def log_line(values: dict) -> str:
     """A line for the console: numbers with four significant digits, of the depth scores the best known ones only."""
     scores = {*METRICS, *(f"metric_{name}" for name in METRICS)} - SHOWN_SCORES
     shown = {key: value for key, value in values.items() if key not in scores}
     texts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in shown.items()}
     return "  ".join(f"{key} {text}" for key, text in texts.items())
-
-
-def colour(values: Tensor, colours: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W, 3]` of `values` `[H, W]` in [0, 1] through a table of colours."""
-    positions = values.detach().float().clamp(0, 1).cpu().numpy() * (len(colours) - 1)
-    channels = [np.interp(positions, np.arange(len(colours)), colours[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-def picture(image: Tensor) -> np.ndarray:
-    """uint8 `[H, W, 3]` of an image `[3, H, W]` in [0, 1]."""
-    return (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def colour_disparity(disparity: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """uint8 `[H, W, 3]` of a disparity `[1, h, w]`: near is bright; the range is the picture's own 95th percentile."""
-    resized = torch.nn.functional.interpolate(disparity[None].float(), size, mode="bilinear", align_corners=False)[0, 0]
-    return colour(resized / torch.quantile(resized, 0.95).clamp(min=1e-6), DEPTH_COLOURS)
-
-
-def panel(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> Image.Image:
-    """One row per sample: frames, then disparity, reconstruction, error and automask (or the autoencoder's output)."""
-    images = batch["images"]
-    size = images.shape[-2:]
-    columns = [[picture(frame) for frame in images[:, position]] for position in range(images.shape[1])]
-    if prediction.reconstructions:
-        columns.append([picture(image) for image in prediction.reconstructions[0]])
-    if prediction.disparities:
-        explained = explain_photometric(prediction, batch, config)
-        columns.append([colour_disparity(disparity, size) for disparity in prediction.disparities[0]])
-        columns.append([picture(image) for image in explained.reconstruction])
-        columns.append([colour(error[0] / PANEL_ERROR_MAX, ERROR_COLOURS) for error in explained.error])
-        columns.append([picture(mask.expand(3, -1, -1)) for mask in explained.moving])
-    rows = [np.concatenate(row, axis=1) for row in zip(*columns, strict=True)]
-    return Image.fromarray(np.concatenate(rows, axis=0))
-
-
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG whole or not at all. Raises InputError where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise unwritable(path, error) from error
-
-
-def unwritable(path: Path, error: OSError) -> InputError:
-    """The error of a place that cannot be written to."""
-    return InputError(f"{path}: cannot be written ({error.strerror}); free some space or choose another run.directory")

@@ -1,76 +1,20 @@
-"""Predictions of a whole dataset on all processes: per-sample losses and depth scores, gathered without duplicates."""
+"""The losses and depth scores of a validation, and the predictions that are scored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config
-from featdepth.console import watched
-from featdepth.data import augment
-from featdepth.metrics.depth import flip_post_process, mean_scores, score_batch
+from featdepth.metrics.depth import DepthScores, flip_post_process, mean_scores, score_batch
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
-from featdepth.training.run_directory import bare_model, begin_pass
-
-
-@torch.no_grad()
-def gather_values(
-    accelerator: Accelerator,
-    model: nn.Module,
-    loader: DataLoader,
-    values: Callable[[dict[str, Tensor]], Tensor],
-    interrupted: Callable[[], bool] = lambda: False,
-    name: str = "evaluation",
-) -> Tensor | None:
-    """`values(batch)` `[B, K]` of every readable sample of `loader`, in its order, on every process: CPU `[N, K]`.
-
-    The model is in evaluation mode meanwhile, and comes back as it was. Every process enters. What the loader repeats
-    to give all processes the same number of batches is dropped, and so are stand-ins for samples that cannot be read.
-    None where `interrupted()`, asked after each batch and answered alike on all processes, says so.
-    """
-    was_training = model.training
-    model.eval()
-    rows = []
-    for batch in watched(loader, name, "batches", len(loader), hidden=not accelerator.is_main_process):
-        begin_pass(accelerator)
-        batch = augment(batch)
-        row, replaced = accelerator.gather_for_metrics((values(batch), batch["replaced"]))
-        rows.append(row[replaced == 0].cpu())
-        if interrupted():
-            return None
-    model.train(was_training)
-    return torch.cat(rows)
-
-
-def gather_columns(
-    accelerator: Accelerator,
-    model: nn.Module,
-    loader: DataLoader,
-    columns: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    interrupted: Callable[[], bool] = lambda: False,
-    name: str = "evaluation",
-) -> dict[str, Tensor] | None:
-    """`gather_values` of named columns: `columns(batch)` {name: `[B]` or `[B, K]`} -> CPU {name: `[N]` or `[N, K]`}."""
-    widths: dict[str, int | None] = {}
-
-    def values(batch: dict[str, Tensor]) -> Tensor:
-        found = columns(batch)
-        widths.update({name: column.shape[1] if column.ndim > 1 else None for name, column in found.items()})
-        return torch.cat([column.float().reshape(len(column), -1) for column in found.values()], dim=1)
-
-    table = gather_values(accelerator, model, loader, values, interrupted, name)
-    if table is None:
-        return None
-    parts = table.split([1 if width is None else width for width in widths.values()], dim=1)
-    return {
-        name: part[:, 0] if width is None else part for (name, width), part in zip(widths.items(), parts, strict=True)
-    }
+from featdepth.parallel.accelerator import bare_model
+from featdepth.parallel.processes import gather_columns
 
 
 def validate(
@@ -115,7 +59,7 @@ def validate(
 
 def score_prediction(
     model: FeatDepth, disparity: Tensor, batch: dict[str, Tensor], config: Config, metres_per_unit: float | None
-):
+) -> DepthScores:
     """`DepthScores` of sigmoid disparities `[B, 1, h, w]` against the batch's ground truth.
 
     metres_per_unit: of the network's unit; None: the scale is unknown.

@@ -15,7 +15,7 @@ from featdepth.evaluation.cards.content import (
 from featdepth.evaluation.cards.details import describe_details
 from featdepth.evaluation.cards.write_card import command_line
 from featdepth.evaluation.scoring import Results, Scores
-from featdepth.training.run_directory import versions
+from featdepth.models.saved.provenance import versions
 
 
 def depth_card(scores: Scores, median_note: str, other: Scores | None, refinement: dict | None) -> dict:

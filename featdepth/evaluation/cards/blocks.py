@@ -26,6 +26,9 @@ figure img { width: 100%; max-width: 60rem; display: block; }
 SPECIAL = re.compile(r"[\\`*\[\]<>|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
+DASH = "–"  # in the place of a number that there is not
+
+
 class Title(NamedTuple):
     text: str
 
@@ -146,3 +149,13 @@ def html_row(cells: Sequence[str], tag: str = "td") -> str:
 def html_figure(caption: str, source: str | None) -> str:
     image = "" if source is None else f'<img src="{html.escape(source)}" alt="{html.escape(caption)}">'
     return f"<figure><figcaption>{html.escape(caption)}</figcaption>{image}</figure>"
+
+
+def figure(value: float | None) -> str:
+    """A score in a table."""
+    return DASH if value is None else f"{value:.4f}"
+
+
+def between(bounds: Sequence[float] | None) -> str:
+    """An interval in a table."""
+    return DASH if bounds is None else f"{figure(bounds[0])} to {figure(bounds[1])}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from featdepth.config import Parser
 from featdepth.errors import InputError
-from featdepth.evaluation.cards.blocks import escape_markdown
+from featdepth.evaluation.cards.blocks import DASH, between, escape_markdown, figure
 from featdepth.evaluation.cards.content import FLIPS, MODEL_SCALES, metric_title
 from featdepth.evaluation.cards.read_card import Card, read_card
 from featdepth.metrics.depth import METRICS
@@ -19,7 +19,7 @@ MARK = "CONTAMINATED"
 UNKNOWN = "leakage unknown"
 SCALE_NAMES = {"median_scaled": "median", "fixed_scale": "fixed"}
 FLIP_NAMES = {"plain": "off", "flip": "on"}
-NOTHING = "–"
+HEADER = ("model", "seed", "scale", "flip", *map(metric_title, METRICS), "abs_rel over drives")
 LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -86,24 +86,18 @@ def name_cards(cards: Sequence[Card]) -> list[str]:
 
 def variant_rows(cards: Sequence[Card], names: Sequence[str], scale: str, flip: str) -> list[Row]:
     """A row for each card that has such scores, and one for each configuration of which there are several seeds."""
-    rows = []
+    rows, variant = [], (SCALE_NAMES[scale], FLIP_NAMES[flip])
     for card, name in zip(cards, names, strict=True):
         scores = card.scores[scale, flip]
         if scores is not None:
-            cells = [number(scores[metric].mean) for metric in METRICS]
-            seed = NOTHING if card.seed is None else str(card.seed)
-            rows.append(
-                Row(name, seed, marks([card]), SCALE_NAMES[scale], FLIP_NAMES[flip], [*cells, interval(scores)])
-            )
+            cells = [*(figure(scores[metric].mean) for metric in METRICS), between(scores["abs_rel"].drives)]
+            rows.append(Row(name, DASH if card.seed is None else str(card.seed), marks([card]), *variant, cells))
     for configuration, members in by_configuration(cards).items():
         found = [card.scores[scale, flip] for card in members]
         if distinct_seeds(members) and None not in found:
-            name, seeds = (
-                f"configuration {configuration[:8]}, mean ± standard deviation",
-                f"{count(len(members), 'seed')}",
-            )
-            cells = [spread([scores[metric].mean for scores in found]) for metric in METRICS]
-            rows.append(Row(name, seeds, marks(members), SCALE_NAMES[scale], FLIP_NAMES[flip], [*cells, NOTHING]))
+            name, seeds = f"configuration {configuration[:8]}, mean ± standard deviation", count(len(members), "seed")
+            cells = [*(spread([scores[metric].mean for scores in found]) for metric in METRICS), DASH]
+            rows.append(Row(name, seeds, marks(members), *variant, cells))
     return rows
 
 
@@ -127,19 +121,9 @@ def marks(cards: Sequence[Card]) -> list[str]:
     return [] if all(card.leakage_known for card in cards) else [UNKNOWN]
 
 
-def number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.4f}"
-
-
-def interval(scores: dict) -> str:
-    """Of abs_rel over drives."""
-    ends = scores["abs_rel"].drives
-    return NOTHING if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
-
-
 def spread(values: Sequence[float | None]) -> str:
     """Mean and standard deviation (of a sample: n - 1)."""
-    return NOTHING if None in values else f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+    return DASH if None in values else f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def introduction(cards: Sequence[Card]) -> list[str]:
@@ -168,29 +152,19 @@ def notes(cards: Sequence[Card]) -> list[str]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = [
-        (
-            f"{''.join(f'**{mark}** ' for mark in row.marks)}{escape_markdown(row.name)}",
-            row.seed,
-            row.scale,
-            row.flip,
-            *row.cells,
-        )
-        for row in rows
-    ]
-    header = ("model", "seed", "scale", "flip", *map(metric_title, METRICS), "abs_rel over drives")
+    names = [f"{''.join(f'**{mark}** ' for mark in row.marks)}{escape_markdown(row.name)}" for row in rows]
+    lines = [(name, row.seed, row.scale, row.flip, *row.cells) for name, row in zip(names, rows, strict=True)]
     ruler = ("---", "---", "---", "---", *["---:"] * (len(METRICS) + 1))
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ruler, *lines))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (HEADER, ruler, *lines))
 
 
 def latex(rows: Sequence[Row]) -> str:
     """The rows as a LaTeX table, with the rules of booktabs between scales and flips."""
-    header = ("model", "seed", "scale", "flip", *map(metric_title, METRICS), "abs_rel over drives")
     lines = [
         r"% \usepackage{booktabs}",
         rf"\begin{{tabular}}{{llll{'r' * (len(METRICS) + 1)}}}",
         r"\toprule",
-        f"{' & '.join(map(escape_latex, header))} \\\\",
+        f"{' & '.join(map(escape_latex, HEADER))} \\\\",
     ]
     before = None
     for row in rows:

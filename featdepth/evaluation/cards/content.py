@@ -21,6 +21,7 @@ from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
+from featdepth.models.saved.digest import weights_digest
 from featdepth.scale import describe_scale
 
 FORMAT = 1  # of card.json: raise it when a reader of the old one would misread the new one
@@ -52,15 +53,6 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
         "configuration": configuration if isinstance(configuration, str) else None,
         "training_versions": list(map(str, versions)) if isinstance(versions, list) else [],
     }
-
-
-def weights_digest(model: FeatDepth) -> str:
-    """sha256 of names and values of all weights, in the order of names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def describe_test(config: Config, samples: Sequence[Sample], skipped: int) -> dict:

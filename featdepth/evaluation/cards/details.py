@@ -10,13 +10,13 @@ from featdepth.evaluation.cards.content import paired, score_of
 from featdepth.evaluation.scoring import Results
 from featdepth.metrics.breakdown import COLUMNS, DETAILS, MOTION, PARTS, ROWS, compare_details, mean_details
 
-DISTANCES = [part for part in PARTS if part not in (*ROWS, *COLUMNS, *MOTION)]
+BY_DISTANCE = [part for part in PARTS if part not in (*ROWS, *COLUMNS, *MOTION)]
 SCALED = (
     "Flip post-processing as in metrics.json; at fixed scale where that is known, else scaled by each image's median. "
     "Means are over the images that have any of it."
 )
 SECTIONS = {  # title: what it is, and the parts whose details it has
-    "By true distance": (SCALED, DISTANCES),
+    "By true distance": (SCALED, BY_DISTANCE),
     "By place in the image": (
         f"Thirds of the whole image, of which what is inside the crop counts. {SCALED}",
         [*ROWS, *COLUMNS],

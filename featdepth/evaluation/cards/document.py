@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from featdepth.evaluation.cards.blocks import Alarm, Block, Facts, Figures, Heading, Notice, Table, Text, Title
+from featdepth.evaluation.cards.blocks import (
+    DASH,
+    Alarm,
+    Block,
+    Facts,
+    Figures,
+    Heading,
+    Notice,
+    Table,
+    Text,
+    Title,
+    between,
+    figure,
+)
 from featdepth.evaluation.cards.content import FLIPS, SCALE_TITLES, metric_title
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.protocols import describe_protocol
@@ -17,7 +30,6 @@ TRIVIAL_TITLES = {  # by scale
     "fixed scale (metres)": {"pixel_median_fixed_scale": "per-pixel median"},
 }
 BETTER = {"this": "this model", "other": "the other", "undecided": "undecided"}
-NOTHING = "–"
 NO_SEEDS = (
     "The 95 % intervals tell how much the means would change with other test images or other test drives. Images of "
     "one drive resemble each other, so the interval over drives is the one to trust. Intervals over images do not "
@@ -41,7 +53,7 @@ def document(card: dict) -> Iterator[Block]:
         yield from leakage(card["against"]["leakage"], "the other model")
     yield from losses(card) if card["kind"] == "loss" else scores(card)
     yield Heading("How this was made")
-    yield Facts([(name, NOTHING if value is None else str(value)) for name, value in provenance(card)])
+    yield Facts([(name, DASH if value is None else str(value)) for name, value in provenance(card)])
 
 
 def leakage(found: dict, subject: str) -> Iterator[Block]:
@@ -117,16 +129,8 @@ def score_table(columns: dict[str, dict | None]) -> Table:
 def score_cells(score: dict | None) -> tuple[str, str, str]:
     """Mean and both intervals of a score."""
     if score is None:
-        return NOTHING, NOTHING, NOTHING
+        return DASH, DASH, DASH
     return figure(score["mean"]), between(score["images"]), between(score["drives"])
-
-
-def figure(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.4f}"
-
-
-def between(bounds: list[float] | None) -> str:
-    return NOTHING if bounds is None else f"{figure(bounds[0])} to {figure(bounds[1])}"
 
 
 def comparison(against: dict) -> Iterator[Block]:

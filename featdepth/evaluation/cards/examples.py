@@ -14,11 +14,11 @@ from torch.utils.data import default_collate
 
 from featdepth.config import Config
 from featdepth.data import augment
+from featdepth.drawing import ERROR_COLOURS, colour, colour_disparity, picture
 from featdepth.evaluation.scoring import Scores
 from featdepth.metrics.depth import evaluation_mask, median, resize_map
 from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
-from featdepth.training.journal import ERROR_COLOURS, colour, colour_disparity, picture
 from featdepth.training.validation import predict_disparity
 
 WIDTH = 256  # pixels of one picture, or the model's width where that is less

@@ -1,14 +1,10 @@
-"""Odometry scores for people: a table, and plots where matplotlib is there."""
+"""Odometry scores as a table for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
-
-from featdepth.odometry.plots import plot_segment_errors, plot_ways
-from featdepth.odometry.scores import ALIGNMENTS, align
+from featdepth.odometry.scores import ALIGNMENTS
 from featdepth.wording import count
 
 MOST_BLOCKS = 5  # sequences that the table shows; odometry.json has all
@@ -22,21 +18,6 @@ COLUMNS = (  # of the table: heading, key, digits
 )
 METRIC = ("none", "6dof")  # alignments that take the estimate's unit as it is
 STRAIGHT_AHEAD = "straight_ahead"  # what an estimate that looks at no image scores
-
-
-def draw_plots(stem: Path, name: str, truth: np.ndarray, estimate: np.ndarray, score: Mapping) -> list[str]:
-    """Plot a trajectory and, where it has segments, their errors; alignments none and 7dof, if `score` has them.
-
-    Files begin with `stem`. Returns what could not be drawn, in words. Raises InputError without matplotlib, OSError.
-    """
-    shown = [alignment for alignment in ("none", "7dof") if score.get(alignment) is not None]
-    estimates = {f"estimate, alignment {each}": align(truth, estimate, each)[0] for each in shown}
-    plot_ways(stem.with_name(f"{stem.name}_way"), truth, estimates, name)
-    per_length = {f"alignment {each}": score[each]["per_length"] for each in shown if score[each]["per_length"]}
-    if not per_length:
-        return [f"no plot of errors over length of {name}: it is shorter than any segment"]
-    plot_segment_errors(stem.with_name(f"{stem.name}_errors"), per_length, name)
-    return []
 
 
 def format_scores(scores: Sequence[Mapping], means: Mapping | None = None) -> str:

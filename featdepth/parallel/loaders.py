@@ -1,12 +1,16 @@
-"""Whether the batches that loader processes have ready fit into the system's shared memory.
+"""Loader processes: whether the batches that they have ready fit into shared memory, and how they end.
 
-They hand them over in it. Containers have little of it (docker: 64 MiB), and Linux kills a process that writes beyond.
+They hand batches over in it. Containers have little of it (docker: 64 MiB), and Linux kills a process that writes
+beyond.
 """
 
 from __future__ import annotations
 
+import atexit
 import math
+import multiprocessing
 import os
+import signal
 import sys
 
 from accelerate import Accelerator
@@ -14,11 +18,12 @@ from accelerate import Accelerator
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.mix import MixedDataset
 from featdepth.errors import InputError
-from featdepth.parallel.processes import together
+from featdepth.parallel.processes import on_all_processes
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2  # batches that each loader process has ready, as torch has it by default
 IN_USE = 2  # batches: that of the step, and the next one, which Accelerate takes ahead
+LOADER_GRACE = 60  # seconds
 
 
 def free_shared_memory() -> int | None:
@@ -76,7 +81,7 @@ def check_shared_memory(
             f"{SHARED_MEMORY}), or set {option}{fitting}"
         )
 
-    together(accelerator, check)
+    on_all_processes(accelerator, check)
 
 
 def bytes_in_flight(batch_bytes: int, batches: int, workers: int) -> int:
@@ -91,3 +96,22 @@ def in_mib(count: int) -> str:
 def ample(needed: int) -> str:
     """Twice as much or more, in whole gigabytes, as docker's option takes them."""
     return f"{2 ** math.ceil(math.log2(max(1.0, 2 * needed / 2**30)))}g"
+
+
+def keep_loading_at_signals(_worker: int) -> None:
+    """The `worker_init_fn` of loaders: what stops a program leaves its loader processes at work until it has saved.
+
+    They end with it; as orphans, or where somebody terminates them, at the latest a minute later.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.alarm(LOADER_GRACE))
+
+
+@atexit.register
+def end_loader_processes() -> None:
+    """At exit nobody waits for their samples any more, and Python would wait for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        child.kill()

@@ -1,7 +1,7 @@
-"""Depth as a picture for people: near is bright, with a scale bar below that tells which colour is how far.
+"""Colours and pictures of depth for people: near is bright.
 
-Colours follow inverse depth, from the `nearest` depth (brightest) to infinity (darkest), so that one number says what a
-colour means.
+In a picture with a scale bar below, which tells what colour is how far, colours follow inverse depth, from the
+`nearest` depth (brightest) to infinity (darkest), so that one number says what a colour means.
 """
 
 from __future__ import annotations
@@ -11,18 +11,43 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from featdepth.files import write_bytes
-from featdepth.predict.depth_files import PNG_LEVEL, image_bytes
+from featdepth.errors import InputError
+from featdepth.files import written_whole
 from featdepth.scale import METRES
-from featdepth.training.journal import DEPTH_COLOURS, colour
 
-TABLE = colour(torch.linspace(0, 1, 1024)[None], DEPTH_COLOURS)[0]  # uint8 [1024, 3], far to near
+# Far to near; interpolated linearly between.
+DEPTH_COLOURS = np.array(
+    [[10, 8, 40], [60, 20, 110], [130, 35, 125], [200, 60, 95], [245, 120, 60], [252, 190, 90], [252, 250, 190]], float
+)
+ERROR_COLOURS = np.array([[0, 0, 0], [90, 0, 20], [220, 60, 20], [255, 200, 60], [255, 255, 255]], float)
 NEAREST_SHARE = 0.05  # of the pixels that are nearer than the brightest colour, unless it is chosen
 MOST_RANGED = 1 << 20  # pixels that this share is measured on
 SMALLEST_BAR, BAR_SHARE = 24, 0.08  # height of the scale bar: pixels, and part of the picture's height
 NARROWEST = 160  # pixels: what is narrower has no room for the numbers, and gets a margin
 ROUND_NUMBERS = (1.0, 2.0, 3.0, 5.0, 7.0)
+
+
+def colour(values: Tensor, colours: np.ndarray) -> np.ndarray:
+    """uint8 `[H, W, 3]` of `values` `[H, W]` in [0, 1] through a table of colours."""
+    positions = values.detach().float().clamp(0, 1).cpu().numpy() * (len(colours) - 1)
+    channels = [np.interp(positions, np.arange(len(colours)), colours[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """uint8 `[H, W, 3]` of an image `[3, H, W]` in [0, 1]."""
+    return (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def colour_disparity(disparity: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """uint8 `[H, W, 3]` of a disparity `[1, h, w]`: near is bright; the range is the picture's own 95th percentile."""
+    resized = torch.nn.functional.interpolate(disparity[None].float(), size, mode="bilinear", align_corners=False)[0, 0]
+    return colour(resized / torch.quantile(resized, 0.95).clamp(min=1e-6), DEPTH_COLOURS)
+
+
+TABLE = colour(torch.linspace(0, 1, 1024)[None], DEPTH_COLOURS)[0]  # uint8 [1024, 3], far to near
 
 
 def nearest_depth(*depths: np.ndarray) -> float:
@@ -48,11 +73,6 @@ def draw_depth(depth: np.ndarray, unit: str, nearest: float | None = None) -> Im
     picture.paste(Image.fromarray(colour_depth(depth, nearest)), (0, 0))
     picture.paste(bar, (0, height))
     return picture
-
-
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a png, whole or not at all. Raises OSError where it cannot be written."""
-    write_bytes(path, image_bytes(picture, "PNG", compress_level=PNG_LEVEL))
 
 
 def bar_height(height: int) -> int:
@@ -88,3 +108,14 @@ def round_depths(nearest: float) -> list[float]:
     power = 10.0 ** np.floor(np.log10(nearest))
     values = [factor * power * 10.0**exponent for exponent in range(3) for factor in ROUND_NUMBERS]
     return [float(f"{value:.1g}") for value in values if value >= nearest]
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG whole or not at all. Raises InputError where it cannot be written."""
+    try:
+        with written_whole(path) as temporary:
+            picture.save(temporary, format="PNG")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another directory"
+        ) from error
