@@ -51,7 +51,7 @@ endif
 	@echo "Pictures of what the model sees and predicts: $(RUN)/images"
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-long: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist load -m long

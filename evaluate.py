@@ -28,6 +28,7 @@ from featdepth.evaluation.cards.against import format_comparison
 from featdepth.evaluation.cards.assembly import depth_card, loss_card
 from featdepth.evaluation.cards.comparison import compare_cards
 from featdepth.evaluation.cards.examples import draw_extremes
+from featdepth.evaluation.opening import open_refinement_data, open_training_depth
 from featdepth.evaluation.report import (
     check_writable,
     format_loss,
@@ -40,7 +41,6 @@ from featdepth.evaluation.report import (
 )
 from featdepth.evaluation.scoring import fit_pixel_median, score_losses, score_refinement, score_subject
 from featdepth.evaluation.subject import Subject, open_subject
-from featdepth.evaluation.test_data import open_refinement_data, open_training_depth
 from featdepth.evaluation.trajectories import report_odometry
 from featdepth.parallel.accelerator import make_accelerator
 from featdepth.parallel.processes import on_main_process

@@ -20,21 +20,21 @@ def main() -> None:
     import train
 
     marks["imports"] = time.time()
-    augment, settle = train.augment, train.BadSteps.settle
+    augment, end_batch = train.augment, train.Steps.end_batch
 
     def first_augment(batch: dict) -> dict:
         marks.setdefault("set-up", time.time())
         return augment(batch)
 
     def last_of_step(*arguments: object) -> None:
-        settle(*arguments)
+        end_batch(*arguments)
         if train.torch.cuda.is_available():
             train.torch.cuda.synchronize()
         marks["first step"] = time.time()
         print(json.dumps(marks))
         sys.exit()
 
-    train.augment, train.BadSteps.settle = first_augment, last_of_step
+    train.augment, train.Steps.end_batch = first_augment, last_of_step
     train.run_program(train.main)
 
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from measure import REPOSITORY, Column, finish, heading, run_python, start, table_line
 
+from featdepth.console import count
 from featdepth.data.street.kitti_formats import DATES, Rig
 from featdepth.data.synthetic import drive_parts, write_street
 from featdepth.files import write_text
 from featdepth.models.saved.storage import read_model_directory, write_model_directory
-from featdepth.wording import count
 
 COLUMNS = [
     Column("start", "start, %", 1),

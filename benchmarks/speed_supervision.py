@@ -15,9 +15,9 @@ from pathlib import Path
 
 from measure import REPOSITORY, Column, device_of, finish, heading, run_python, start, table_line
 
+from featdepth.console import count
 from featdepth.data.synthetic import write_street
 from featdepth.metrics.depth import METRICS
-from featdepth.wording import count
 
 CONFIG = REPOSITORY / "configs/demo.yaml"
 OPTIONS = [

@@ -56,7 +56,7 @@ from featdepth.models import FeatDepth, decoders
 from featdepth.models.featdepth import channels_last
 from featdepth.objective import compute_losses
 from featdepth.parallel.host import keep_freed_memory
-from featdepth.training.bad_steps import BadSteps, propagate
+from featdepth.training.bad_steps import BadSteps, spoil_gradient
 
 FRAMES = [0, -1, 1]
 OBJECTIVES = ("photometric", "autoencoder", "feature_metric", "joint")
@@ -284,7 +284,7 @@ def training_step(
         for part in parts:
             augmented = augment_batch(part)
             losses = losses_of(predict(augmented), augmented, config)
-            propagate(torch.stack(list(losses.values())).sum(0).mean() / passes).backward()
+            spoil_gradient(torch.stack(list(losses.values())).sum(0).mean() / passes).backward()
         bad = bad_steps.judge(torch.nn.utils.clip_grad_norm_(trainable, config.optimizer.clip_norm))
         optimizer.step()
         optimizer.zero_grad()

@@ -27,7 +27,7 @@ from featdepth.training.journal import IntervalLog
 
 WARM_UP = 2  # batches in which libraries may set themselves up
 # Where train.py may wait: what it logs, checks, saves and validates between two steps.
-MAY_WAIT = ((train.IntervalLog, "close"), (train.BadSteps, "check"), (train, "save_checkpoint"), (train, "validate"))
+MAY_WAIT = ((IntervalLog, "close"), (BadSteps, "check"), (train, "save_checkpoint"), (train, "validate"))
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")  # of aten
 
 

@@ -14,7 +14,6 @@ divided by its median, which makes the result independent of its unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,16 +28,18 @@ from featdepth.geometry import (
     scale_translation,
 )
 
-ITERATIONS = (4, 4, 4, 4, 8)  # of the levels, the finest first; the last number is that of all coarser ones too
-SMALLEST_SIDE = 8  # pixels of the coarsest level
-MOST_PIXELS = 1 << 15  # of a level; of more, those with the strongest gradients of their neighbourhoods are taken
-FREEDOM = 5.0  # degrees of Student's t, whose weights forgive occlusions and moving things
+ITERATIONS = (4, 8)  # of each level, and of the coarsest, which has the longest way to go
+COARSEST_SIDE = 8  # pixels of the coarsest level
+MOST_CHOSEN = 1 << 15  # of a level; of more, those with the strongest gradients of their neighbourhoods are taken
+# Degrees of freedom of Student's t of each level, the finest first. Its weights forgive occlusions and moving things.
+# The fewer, the more is forgiven: too much for pictures that are still far from each other.
+FREEDOM = (2.0, 2.0, 5.0)
 NORMAL_DEVIATION = 1.4826  # standard deviations of a normal distribution in the median of its sizes
 # In parts of the target's contrast. Where most pixels are flat, and fit however the camera moves, the median would make
 # outliers of all the others.
-SMALLEST_SCALE = 0.05
+STRICTEST = 0.05
 MEDIAN_SAMPLES = 1 << 12  # residuals that the robust scale is made from
-NEAREST = 1e-3  # median depths: what comes nearer to the source's plane is not seen
+NEAREST_SEEN = 1e-3  # median depths: what comes nearer to the source's plane is not seen
 FIRST_DAMPING, EASED, RAISED = 1e-3, 0.3, 10.0  # Levenberg's, in parts of the diagonal
 # Where pictures are far apart their gradients agree in part only, and Gauss-Newton's steps are too short by far: they
 # grow as long as they are taken.
@@ -71,9 +72,10 @@ class Level(NamedTuple):
     weight: Tensor  # of the pixels [B, 1, N], 0 where one is not to be used
     total: Tensor  # sum of the weights [B], above 0
     contrast: Tensor  # standard deviation of the values [B]
+    freedom: float  # see FREEDOM
 
 
-class State(NamedTuple):
+class Estimate(NamedTuple):
     """A pose, the normal equations there, and how boldly to go on."""
 
     pose: Tensor  # [B, 4, 4], translation in median depths
@@ -97,7 +99,7 @@ def align(
     *,
     mask: Tensor | None = None,
     free_tone: bool = True,
-    iterations: Sequence[int] = ITERATIONS,
+    iterations: tuple[int, int] = ITERATIONS,
 ) -> Alignment:
     """The motion of B pairs of pictures or feature maps `[B, C, H, W]`, with the target's `depth` `[B, 1, H, W]`.
 
@@ -115,9 +117,9 @@ def align(
         levels = make_levels(*images, inverse_depth * unit[:, None, None, None], weight, intrinsics.float(), free_tone)
         pose = torch.eye(4, device=target.device).repeat(len(target), 1, 1) if start is None else start.float()
         pose, tone = scale_translation(pose, 1 / unit[:, None]), torch.zeros_like(pose[:, 0, :2])
-        for number, level in reversed(list(enumerate(levels))):
-            state = refine(level, pose, tone, iterations[min(number, len(iterations) - 1)])
-            pose, tone = state.pose, state.tone
+        state = refine(levels[-1], pose, tone, iterations[1])
+        for level in reversed(levels[:-1]):
+            state = refine(level, state.pose, state.tone, iterations[0])
         return conclude(state, levels[0], unit)
 
 
@@ -139,13 +141,14 @@ def make_levels(
     target: Tensor, source: Tensor, inverse_depth: Tensor, weight: Tensor, intrinsics: Tensor, free_tone: bool
 ) -> list[Level]:
     """The pyramid, its finest level first; each has half the size of the one before."""
-    levels = [make_level(target, source, inverse_depth, weight, intrinsics, free_tone)]
-    while min(target.shape[-2:]) >= 2 * SMALLEST_SIDE:
+    levels = [make_level(target, source, inverse_depth, weight, intrinsics, free_tone, FREEDOM[0])]
+    while min(target.shape[-2:]) >= 2 * COARSEST_SIDE:
         target, source = halve(target, smooth=True), halve(source, smooth=True)
         weighted, weight = halve(inverse_depth * weight, smooth=False), halve(weight, smooth=False)
         inverse_depth = weighted / weight.clamp(min=1e-12)
         intrinsics = resize_intrinsics(intrinsics, (2, 2), (1, 1))
-        levels.append(make_level(target, source, inverse_depth, weight, intrinsics, free_tone))
+        freedom = FREEDOM[min(len(levels), len(FREEDOM) - 1)]
+        levels.append(make_level(target, source, inverse_depth, weight, intrinsics, free_tone, freedom))
     return levels
 
 
@@ -158,7 +161,13 @@ def halve(image: Tensor, smooth: bool) -> Tensor:
 
 
 def make_level(
-    target: Tensor, source: Tensor, inverse_depth: Tensor, weight: Tensor, intrinsics: Tensor, free_tone: bool
+    target: Tensor,
+    source: Tensor,
+    inverse_depth: Tensor,
+    weight: Tensor,
+    intrinsics: Tensor,
+    free_tone: bool,
+    freedom: float,
 ) -> Level:
     """A level of pictures of this size."""
     height, width = target.shape[-2:]
@@ -166,8 +175,8 @@ def make_level(
     pixels = pixel_grid(height, width, like=target).expand(len(target), -1, -1)
     maps = [inverse_depth, weight, target, gradient_x, gradient_y]
     chosen = [pixels, *(each.flatten(2) for each in maps)]
-    if height * width > MOST_PIXELS:
-        places = strongest(gradient_x, gradient_y, weight, math.ceil(math.sqrt(height * width / MOST_PIXELS)))
+    if height * width > MOST_CHOSEN:
+        places = strongest(gradient_x, gradient_y, weight, math.ceil(math.sqrt(height * width / MOST_CHOSEN)))
         chosen = [each.gather(2, places.expand(-1, each.shape[1], -1)) for each in chosen]
     pixels, inverse_depth, weight, values, gradient_x, gradient_y = chosen
     rays = invert_intrinsics(intrinsics) @ pixels
@@ -180,7 +189,7 @@ def make_level(
     projection = torch.stack([x * (2 / (width - 1)) - last, y * (2 / (height - 1)) - last, last], dim=-2)
     points, total = torch.cat([rays, inverse_depth], dim=1), weight.sum((1, 2)).clamp(min=1e-12)
     contrast = standard_deviation(values, weight / total[:, None, None])
-    return Level(source, projection, points, values, jacobian.flatten(2), weight, total, contrast)
+    return Level(source, projection, points, values, jacobian.flatten(2), weight, total, contrast, freedom)
 
 
 def standard_deviation(values: Tensor, weight: Tensor) -> Tensor:
@@ -217,7 +226,7 @@ def pose_jacobian(gradient_x: Tensor, gradient_y: Tensor, rays: Tensor, inverse_
     return torch.stack(rotation + translation, dim=1)
 
 
-def refine(level: Level, pose: Tensor, tone: Tensor, iterations: int) -> State:
+def refine(level: Level, pose: Tensor, tone: Tensor, iterations: int) -> Estimate:
     """Damped steps at one level; each sample takes those that lower its cost."""
     first = torch.ones_like(pose[:, 0, 0])
     state = linearise(level, pose, tone, FIRST_DAMPING * first, first)
@@ -228,32 +237,32 @@ def refine(level: Level, pose: Tensor, tone: Tensor, iterations: int) -> State:
         found = linearise(level, pose, tone, state.damping * EASED, (state.stride * GROWTH).clamp(max=LONGEST))
         kept = state._replace(damping=state.damping * RAISED, stride=first)
         is_better = found.cost < state.cost
-        state = State(*(choose(is_better, new, old) for new, old in zip(found, kept, strict=True)))
+        state = Estimate(*(choose(is_better, new, old) for new, old in zip(found, kept, strict=True)))
     return state
 
 
-def linearise(level: Level, pose: Tensor, tone: Tensor, damping: Tensor, stride: Tensor) -> State:
+def linearise(level: Level, pose: Tensor, tone: Tensor, damping: Tensor, stride: Tensor) -> Estimate:
     """The state at a pose. The scale is that of its own residuals, at every pose anew: it shrinks as they do."""
     residuals, seen = compare(level, pose, tone)
-    scale = torch.maximum(robust_scale(residuals, seen), SMALLEST_SCALE * level.contrast).clamp(min=1e-6)
-    squares = (residuals / scale[:, None, None]).square() / FREEDOM
-    weighted = level.jacobian * ((1 + 1 / FREEDOM) / (1 + squares) * seen).flatten(1)[:, None]
+    scale = torch.maximum(robust_scale(residuals, seen), STRICTEST * level.contrast).clamp(min=1e-6)
+    squares = (residuals / scale[:, None, None]).square() / level.freedom
+    weighted = level.jacobian * ((1 + 1 / level.freedom) / (1 + squares) * seen).flatten(1)[:, None]
     hessian = weighted @ level.jacobian.transpose(1, 2)
     gradient = (weighted @ residuals.flatten(1)[..., None])[..., 0]
     in_view = seen.sum((1, 2))
     # Of Student's t, with its scale: poses compete though each has another.
     errors = (squares.log1p() * seen).sum((1, 2)) / (residuals.shape[1] * in_view).clamp(min=1e-12)
-    cost, used = scale.log() + (FREEDOM + 1) / 2 * errors, in_view / level.total
+    cost, used = scale.log() + (level.freedom + 1) / 2 * errors, in_view / level.total
     cost = torch.where(used > SMALLEST_SHARE, cost, torch.inf)
-    return State(pose, tone, hessian, gradient, cost, scale, used, damping, stride)
+    return Estimate(pose, tone, hessian, gradient, cost, scale, used, damping, stride)
 
 
 def compare(level: Level, pose: Tensor, tone: Tensor) -> tuple[Tensor, Tensor]:
     """Residuals `[B, C, N]`, source at the projections minus target, and the weight `[B, 1, N]` of pixels in view."""
     projected = level.projection @ pose[:, :3] @ level.points
     forward = projected[:, 2:]
-    grid = projected[:, :2] / forward.clamp(min=NEAREST)
-    is_seen = (forward > NEAREST) & (grid.abs().amax(1, keepdim=True) <= 1)
+    grid = projected[:, :2] / forward.clamp(min=NEAREST_SEEN)
+    is_seen = (forward > NEAREST_SEEN) & (grid.abs().amax(1, keepdim=True) <= 1)
     # What lies far outside must not overflow the integers of grid_sample.
     grid = grid.clamp(-2, 2).transpose(1, 2)[:, None]
     values = functional.grid_sample(level.source, grid, mode="bilinear", padding_mode="border", align_corners=True)
@@ -293,7 +302,7 @@ def choose(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(condition.view(-1, *[1] * (first.ndim - 1)), first, second)
 
 
-def conclude(state: State, level: Level, unit: Tensor) -> Alignment:
+def conclude(state: Estimate, level: Level, unit: Tensor) -> Alignment:
     """The result, in the depth's unit."""
     variance = state.scale.square()
     size = inverse_root(state.hessian)
@@ -307,7 +316,7 @@ def conclude(state: State, level: Level, unit: Tensor) -> Alignment:
     return Alignment(pose, left_information(state, pose, unit), state.used, state.scale, is_known)
 
 
-def left_information(state: State, pose: Tensor, unit: Tensor) -> Tensor:
+def left_information(state: Estimate, pose: Tensor, unit: Tensor) -> Tensor:
     """Information `[B, 6, 6]` of an increment on the left of `pose`; the state's are on the right, and in its unit."""
     hessian = state.hessian[:, :6, :6]
     if state.hessian.shape[1] > 6:  # what gain and offset, which are not known either, leave of it

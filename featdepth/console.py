@@ -1,11 +1,16 @@
-"""How far a long piece of work is: a bar on a terminal; in a file or a pipe a line soon, and then one each minute."""
+"""What programs say on the console: numbers of things, commands to paste, and how far a long piece of work is.
+
+Progress is a bar on a terminal; in a file or a pipe it is a line soon, and then one each minute.
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -15,6 +20,24 @@ FIRST_SECONDS = 10.0  # until the first line: shorter work needs none
 INTERVAL_SECONDS = 60.0  # between lines
 
 Thing = TypeVar("Thing")
+
+
+def count(number: int, thing: str, things: str | None = None) -> str:
+    """A number of things: `count(1, "clip")` is "1 clip", `count(2, "clip")` "2 clips"; things: an irregular plural."""
+    return f"{number} {thing}" if number == 1 else f"{number} {things or f'{thing}s'}"
+
+
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """The first of the names, and how many there are besides: "a, b, c and 4 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def command(words: Iterable[object]) -> str:
+    """A command as a shell and a program take it, with quotation marks where a path or value needs them.
+
+    A path that begins with a dash would be taken for an option, and one that begins with ~ for a home directory.
+    """
+    return shlex.join(f"./{word}" if isinstance(word, Path) and str(word)[:1] in "-~" else str(word) for word in words)
 
 
 class Display:

@@ -6,6 +6,8 @@ In a picture with a scale bar below, which tells what colour is how far, colours
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ NEAREST_SHARE = 0.05  # of the pixels that are nearer than the brightest colour,
 MOST_RANGED = 1 << 20  # pixels that this share is measured on
 SMALLEST_BAR, BAR_SHARE = 24, 0.08  # height of the scale bar: pixels, and part of the picture's height
 NARROWEST = 160  # pixels: what is narrower has no room for the numbers, and gets a margin
+DOT = 2  # pixels: side of a measurement
 ROUND_NUMBERS = (1.0, 2.0, 3.0, 5.0, 7.0)
 
 
@@ -108,6 +111,24 @@ def round_depths(nearest: float) -> list[float]:
     power = 10.0 ** np.floor(np.log10(nearest))
     values = [factor * power * 10.0**exponent for exponent in range(3) for factor in ROUND_NUMBERS]
     return [float(f"{value:.1g}") for value in values if value >= nearest]
+
+
+def paint_dots(painted: np.ndarray, places: np.ndarray, colours: np.ndarray) -> None:
+    """Paint dots into `painted` uint8 `[h, w, 3]`; of those at one place the last is seen.
+
+    places: row and column `[N, 2]` of each, whole pixels; colours: uint8 `[N, 3]`.
+    """
+    last = np.array(painted.shape[:2]) - 1
+    for shift in np.ndindex(DOT, DOT):
+        row, column = np.minimum(places + shift, last).T
+        painted[row, column] = colours
+
+
+def jpeg_address(pixels: np.ndarray, quality: int) -> str:
+    """A picture uint8 `[h, w, 3]` as a JPEG inside an address, so that a page needs no other file."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -72,21 +72,21 @@ def run_program(main: Callable[[], None]) -> None:
     except FailedElsewhere:
         leave(2)
     except InputError as error:
-        complain(one_line(error), 2)
+        end_with(one_line(error), 2)
     except KeyboardInterrupt:
         leave(INTERRUPTED)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        complain(f"{error.filename or 'output'}: {error.strerror}; free some space or choose another directory", 2)
+        end_with(f"{error.filename or 'output'}: {error.strerror}; free some space or choose another directory", 2)
     except RuntimeError as error:
         message = explain_loss(error)
         if message is None:
             raise
-        complain(message, 1)
+        end_with(message, 1)
 
 
-def complain(message: str, code: int) -> None:
+def end_with(message: str, code: int) -> None:
     """Print one line on standard error and end."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     leave(code)

@@ -71,12 +71,33 @@ def read_text(path: str | Path, limit: int, what: str, errors: str = "replace") 
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def numbered_lines(path: str | Path, limit: int, what: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers, from 1, without blank ones and those that start with #.
+
+    Raises InputError as `read_text` does.
+    """
+    for number, line in enumerate(read_text(path, limit, what).splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, line
+
+
 def read_json(path: str | Path, limit: int, what: str, **options: Any) -> Any:
     """The value in a JSON file; options: of `json.loads`.
 
     Raises InputError as `read_text` does, ValueError or RecursionError for what is no JSON in UTF-8.
     """
     return json.loads(read_text(path, limit, what, errors="strict"), **options)
+
+
+def read_object(path: str | Path, limit: int, what: str, problem: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError as `read_text` does, and "<path>: <problem>" for anything else."""
+    try:
+        found = read_json(path, limit, what)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {problem}")
+    return found
 
 
 def read_safetensors(path: str | Path, limit: int, what: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from featdepth.config import Config, Data, Model
+from featdepth.config import Config, Data, Model, Parser
 from featdepth.config.checks import SMALLEST_SIDE, check_config, check_side
 from featdepth.config.values import shown
 from featdepth.errors import InputError, run_program
@@ -103,7 +102,7 @@ def resnet_layers(state: Mapping[str, Tensor], prefix: str) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Published FeatDepth checkpoint (.pth) -> model directory")
+    parser = Parser(description="Published FeatDepth checkpoint (.pth) -> model directory")
     parser.add_argument("checkpoint", type=Path, help="the .pth file: depth and pose, or the autoencoder of stage 1")
     parser.add_argument("out", type=Path, help="directory to write config.json and model.safetensors into")
     parser.add_argument("--height", type=int, default=320, help="of the images it was trained on (default 320)")
@@ -124,7 +123,7 @@ def main() -> None:
     if state is None:
         raise InputError(f"checkpoint: {arguments.checkpoint} holds no state_dict of tensors")
     model = convert(state, arguments.height, arguments.width, arguments.metres_per_unit or None)
-    model.training_record = {"imported_from": arguments.checkpoint.name}
+    model.provenance.imported_from = arguments.checkpoint.name
     model.save_pretrained(arguments.out)
     print(f"{arguments.out}: {model.settings.objective}, {sum(p.numel() for p in model.parameters()):,} parameters")
 

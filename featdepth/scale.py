@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from featdepth.config.keys import Config
 
-STEREO = "stereo baseline"
+BASELINE = "stereo baseline"
 SPEED = "known speed"
 INHERITED = ", of the initial model"  # behind the initial model's own source
 GIVEN = "given, source unknown"
@@ -29,7 +29,7 @@ class Scale(NamedTuple):
 
 def scale_of_training(config: Config) -> str | None:
     """What in a training with `config` knows metres; None: nothing, it can only keep those of `model.init`."""
-    sources = {STEREO: "s" in config.data.frames, SPEED: config.loss.velocity > 0}
+    sources = {BASELINE: "s" in config.data.frames, SPEED: config.loss.velocity > 0}
     return " and ".join(source for source, is_used in sources.items() if is_used) or None
 
 

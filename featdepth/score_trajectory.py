@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from featdepth.config import Parser
+from featdepth.console import count as counted
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.odometry.interpolate import interpolate_poses
@@ -23,7 +24,6 @@ from featdepth.odometry.rotations import quaternions_from_rotations
 from featdepth.odometry.scores import ALIGNMENTS, LENGTHS, score_trajectory
 from featdepth.odometry.table import format_scores
 from featdepth.odometry.trajectory_files import TrajectoryFile, read_trajectory
-from featdepth.wording import count as counted
 
 REACH = 0.02  # seconds
 
@@ -39,7 +39,7 @@ def main() -> None:
     print(format_scores([scores]))
     if len(truth) < count:
         reach = f"within {arguments.reach:g} s, or of the same number"
-        print(f"{count - len(truth)} of {count} poses have no true one {reach}, and count nothing")
+        print(f"{count - len(truth)} of {count} poses have no true pose {reach}, and do not count")
     if arguments.out is not None:
         write(Path(arguments.out) / "odometry", Path(arguments.estimate).stem, truth, estimate, scores)
 

@@ -7,24 +7,28 @@ import fcntl
 import io
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import small_resnet  # noqa: F401  before the networks are imported
 import torch
+import torchvision
 import yaml
 from accelerate.state import AcceleratorState, GradientState
-from warm_processes import run_warm
+from warm_processes import PATIENCE, context, run_warm, start_server
 
 from featdepth.data.synthetic import write_street
 from featdepth.errors import run_program
 
 REPOSITORY = Path(__file__).parents[1]
+SMALL_NETWORKS = REPOSITORY / "tests" / "small_networks"
 TWO_PROCESSES = REPOSITORY / "configs" / "accelerate" / "two_cpu.yaml"
+PYTHONPATH = os.pathsep.join(map(str, (REPOSITORY, SMALL_NETWORKS)))
 TIME_LIMIT = 300  # seconds for one program
 
 Shared = Callable[[str, Callable[[Path], None]], Path]
@@ -56,7 +60,7 @@ def program_environment() -> dict[str, str]:
     """No GPU, one thread, nothing inherited that a launcher would set."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
     kept = {name: value for name, value in kept.items() if not name.startswith("ACCELERATE_")}
-    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PYTHONPATH}
 
 
 def program_command(arguments: list[object], processes: int = 1, launcher_options: Sequence[str] = ()) -> list[str]:
@@ -76,25 +80,26 @@ def run_program_process(
     processes: int = 1,
     file_limit: int | None = None,
     launcher_options: Sequence[str] = (),
+    patience: float = PATIENCE,
+    **variables: object,
 ) -> Result:
     """Run a program in processes of its own, on the CPU, which start with torch imported.
 
-    file_limit: bytes that no file may exceed, as on a disk that gets full.
+    file_limit: bytes that no file may exceed, as on a disk that gets full; patience: seconds that a process has to
+    notice that another has failed, before it is ended; variables: of the environment.
     """
     words = [str(argument) for argument in arguments]
+    environment = program_environment() | {name: str(value) for name, value in variables.items()}
     with tempfile.TemporaryDirectory() as folder:
         return Result(
-            *run_warm(words, program_environment(), Path(folder), processes, TIME_LIMIT, launcher_options, file_limit)
+            *run_warm(words, environment, Path(folder), processes, TIME_LIMIT, launcher_options, file_limit, patience)
         )
 
 
-def launch_program(arguments: list[object], processes: int = 1) -> Result:
-    """Run a program as users start it: a fresh Python, or `accelerate launch`."""
-    command = program_command(arguments, processes)
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=program_environment(), capture_output=True, text=True, timeout=TIME_LIMIT
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+def warm_context() -> ForkServerContext:
+    """Of functions to be run in processes that start with torch imported."""
+    start_server(program_environment())
+    return context
 
 
 def call_program(main: Callable[[], None], *arguments: object, environment: dict[str, str] | None = None) -> Result:
@@ -161,6 +166,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     return made
 
 
+@pytest.fixture
+def whole_resnet18(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ResNet-18 as it is, not as small as in all other tests."""
+    monkeypatch.setattr(torchvision.models, "resnet18", torchvision.models.resnet.resnet18)
+
+
 @pytest.fixture(scope="session")
 def street(shared: Shared) -> Path:
     """Six drives: four to train on (20 samples), one to validate (5 samples), one to test (3 samples)."""
@@ -174,6 +185,22 @@ def street(shared: Shared) -> Path:
         write_tiny_config(folder / "tiny.yaml", root)
 
     return shared("street", make) / "data"
+
+
+@pytest.fixture(scope="session")
+def wide_street(shared: Shared) -> Path:
+    """Four drives (two to train, one to validate, one to test), of a size at which frames can be matched."""
+
+    def make(folder: Path) -> None:
+        write_street(folder / "street", drives=4, frames=11, height=96, width=320, seed=1, workers=1)
+
+    return shared("wide_street", make) / "street"
+
+
+@pytest.fixture
+def wide_street_copy(wide_street: Path, tmp_path: Path) -> Path:
+    """One of the test's own, to be damaged."""
+    return Path(shutil.copytree(wide_street, tmp_path / "street"))
 
 
 @pytest.fixture(scope="session")
@@ -208,7 +235,7 @@ def two_process_run(config_file: Path, shared: Shared) -> Path:
 
     def make(folder: Path) -> None:
         options = [f"run.directory={folder}", *INTERRUPTIBLE]
-        succeeded(launch_program(["train.py", "--cpu", "--config", config_file, *options], processes=2))
+        succeeded(run_program_process(["train.py", "--cpu", "--config", config_file, *options], processes=2))
 
     return shared("two_process_run", make)
 

@@ -233,7 +233,7 @@ def test_the_level_has_the_jacobian_of_its_pictures(pair):
     """A small increment changes the residuals of equal pictures as the level's Jacobian says."""
     smooth = functional.interpolate(pair.target[:, :, ::8, ::8], SIZE, mode="bicubic", align_corners=True)
     level = alignment.make_level(
-        smooth, smooth, 1 / pair.depth.clamp(max=100), torch.ones_like(smooth), pair.intrinsics, True
+        smooth, smooth, 1 / pair.depth.clamp(max=100), torch.ones_like(smooth), pair.intrinsics, True, 2.0
     )
     increment = torch.tensor([[2e-3, -3e-3, 4e-3, 0.05, 0.03, -0.1]]).expand(2, 6)
     pose = geometry.pose_from_vector(increment[:, :3], increment[:, 3:])
@@ -253,7 +253,7 @@ def test_information_is_of_increments_on_the_left():
     pose, unit = geometry.pose_from_vector(*vectors), torch.tensor([2.0, 7.0])
     one = torch.ones(2)
     hessian = root @ root.transpose(1, 2)
-    state = alignment.State(pose, torch.zeros(2, 2), hessian, root[:, 0], one, 0.5 * one, one, one, one)
+    state = alignment.Estimate(pose, torch.zeros(2, 2), hessian, root[:, 0], one, 0.5 * one, one, one, one)
     information = alignment.left_information(state, pose, unit)
     increment = 1e-3 * torch.randn(2, 6, generator=generator, dtype=torch.float64)
     exact = pose.double()
@@ -271,7 +271,7 @@ def test_free_tone_lowers_the_information():
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(1, 8, 12, generator=generator)
     hessian, one, pose = root @ root.transpose(1, 2), torch.ones(1), torch.eye(4)[None]
-    state = alignment.State(pose, torch.zeros(1, 2), hessian, root[:, :, 0], one, one, one, one, one)
+    state = alignment.Estimate(pose, torch.zeros(1, 2), hessian, root[:, :, 0], one, one, one, one, one)
     expected = torch.linalg.inv(torch.linalg.inv(hessian)[:, :6, :6])
     torch.testing.assert_close(alignment.left_information(state, pose, one), expected, rtol=1e-2, atol=1e-2)
 
@@ -289,7 +289,7 @@ def test_full_precision_under_autocast(pair):
 def test_compiles_as_one_graph(pair):
     small = [values[:, :, :12, :32] for values in pair[:3]]
     compiled = torch.compile(align, fullgraph=True, backend="eager")
-    options = {"iterations": (1,)}
+    options = {"iterations": (1, 1)}
     expected = align(*small, pair.intrinsics, **options)
     for one, other in zip(compiled(*small, pair.intrinsics, **options), expected, strict=True):
         torch.testing.assert_close(one, other)
@@ -297,7 +297,7 @@ def test_compiles_as_one_graph(pair):
 
 def test_pixels_of_large_pictures_are_chosen(pair, monkeypatch):
     """Those with the strongest gradients of their squares do for the motion."""
-    monkeypatch.setattr(alignment, "MOST_PIXELS", SIZE[0] * SIZE[1] // 4)
+    monkeypatch.setattr(alignment, "MOST_CHOSEN", SIZE[0] * SIZE[1] // 4)
     everywhere = torch.ones_like(pair.depth)
     level = alignment.make_levels(pair.target, pair.source, 1 / pair.depth, everywhere, pair.intrinsics, True)[0]
     assert level.points.shape[2] == SIZE[0] * SIZE[1] // 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from conftest import call_program
 
 import train
 from featdepth.data.baselines import check_stereo_pose, likely_units
-from featdepth.data.synthetic import write_street
 from featdepth.doctor import __main__ as doctor
 from featdepth.errors import InputError
 
@@ -65,21 +63,6 @@ def write_baseline(root: Path, offset: list[float]) -> None:
         path.write_text("".join(f"{name}: {values}\n" for name, values in rows.items()))
 
 
-@pytest.fixture(scope="module")
-def clean_street(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("street")
-    write_street(root, drives=4, frames=6, height=96, width=320, seed=1, workers=1)
-    return root
-
-
-@pytest.fixture
-def street(clean_street: Path) -> Iterator[Path]:
-    calibrations = {path: path.read_text() for path in clean_street.glob("*/calib_cam_to_cam.txt")}
-    yield clean_street
-    for path, text in calibrations.items():
-        path.write_text(text)
-
-
 def settings(street: Path, folder: Path) -> list[object]:
     return [
         *("--config", "configs/demo.yaml", f"data.root={street}", f"data.split={street}/splits"),
@@ -88,16 +71,16 @@ def settings(street: Path, folder: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("offset", [[0.0, 0.0, 0.0], [0.0, 0.5, 0.0], [-0.5, 0.0, 0.0], [120.0, 0.0, 0.0]])
-def test_training_refuses_them(street: Path, tmp_path: Path, offset: list[float]) -> None:
-    write_baseline(street, offset)
-    line = call_program(train.main, *settings(street, tmp_path), "--cpu").error_line()
-    assert str(street) in line and not (tmp_path / "run").exists()
+def test_training_refuses_them(wide_street_copy: Path, tmp_path: Path, offset: list[float]) -> None:
+    write_baseline(wide_street_copy, offset)
+    line = call_program(train.main, *settings(wide_street_copy, tmp_path), "--cpu").error_line()
+    assert str(wide_street_copy) in line and not (tmp_path / "run").exists()
     assert ("millimetres" in line) == (offset[0] == 120)
 
 
-def test_doctor_names_the_unit(street: Path, tmp_path: Path) -> None:
-    write_baseline(street, [540.0, 0.0, 0.0])
-    result = call_program(doctor.main, *settings(street, tmp_path), "--samples", 4)
+def test_doctor_names_the_unit(wide_street_copy: Path, tmp_path: Path) -> None:
+    write_baseline(wide_street_copy, [540.0, 0.0, 0.0])
+    result = call_program(doctor.main, *settings(wide_street_copy, tmp_path), "--samples", 4)
     (line,) = [line for line in result.out.splitlines() if "with the baseline of" in line]
     assert line.startswith("PROBLEM") and "probably in millimetres: write it in metres" in line
     assert result.code == 1

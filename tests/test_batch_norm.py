@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import program_environment
+from conftest import run_program_process, succeeded
 from tiny_models import tiny_config, tiny_model
 from torch import nn
 
@@ -16,13 +13,13 @@ from featdepth.models.batch_norm import SynchronisedBatchNorm2d, synchronise_bat
 # Of each variant, on each of two processes: outputs, gradients and statistics of two steps, beside those of one
 # process that has the whole batch. The compiled ones are single graphs.
 PROBE = """
-import copy, sys
+import copy, os, sys
 import torch
 from torch import nn
 from featdepth.models.batch_norm import synchronise_batch_norms
 from featdepth.models.recompute import Segmented
 
-rank, out = int(sys.argv[1]), sys.argv[2]
+rank, out = int(os.environ["RANK"]), sys.argv[1]
 torch.distributed.init_process_group("gloo", init_method=f"file://{out}.meeting", rank=rank, world_size=2)
 
 
@@ -88,12 +85,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("norms")
     (folder / "probe.py").write_text(PROBE)
-    commands = [[sys.executable, str(folder / "probe.py"), str(rank), str(folder / "out")] for rank in range(2)]
-    processes = [
-        subprocess.Popen(command, env=program_environment(), stderr=subprocess.PIPE, text=True) for command in commands
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    succeeded(run_program_process([folder / "probe.py", folder / "out"], processes=2))
     return [torch.load(f"{folder}/out.{rank}") for rank in range(2)]
 
 
@@ -132,6 +124,7 @@ def test_half_precision_and_formats(results: list[dict]) -> None:
         assert result["half"]["variance"].tolist() == pytest.approx([1, 1, 1], abs=0.05)
 
 
+@pytest.mark.usefixtures("whole_resnet18")
 def test_names_and_tensors_stay() -> None:
     config = tiny_config("feature_metric")
     model = tiny_model(config)

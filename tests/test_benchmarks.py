@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import REPOSITORY, call_program, succeeded
+from conftest import REPOSITORY, call_program, run_program_process, succeeded
 from tiny_models import tiny_config
 
 import evaluate
@@ -21,21 +22,34 @@ import train
 from featdepth.data import cache
 
 Benchmark = Callable[[str], ModuleType]
+EXCERPT = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared")) / "kitti_mini" / "kitti_raw"
 TINY = ("--sizes", "64x96", "--repeat", "1", "--cpu")
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch, street: Path) -> Benchmark:
-    """Gives the module of a benchmark; the street that it would write is there already."""
+    """Gives the module of a benchmark; the street that it would write is there already, and its programs start warm."""
 
     def load(name: str) -> ModuleType:
         monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
         module = import_module(name)
+        if hasattr(module, "run_python"):
+            monkeypatch.setattr(module, "run_python", run_python)
         if hasattr(module, "write_street"):
             monkeypatch.setattr(module, "write_street", lambda out, **options: Path(out).symlink_to(street))
         return module
 
     return load
+
+
+def run_python(words: list[object], threads: int = 1, **variables: str) -> str:
+    """As the benchmarks' own; torchrun is left out, for its processes start warm too."""
+    words, processes = [str(word) for word in words], 1
+    if words[:2] == ["-m", "torch.distributed.run"]:
+        processes = int(words[words.index("--nproc_per_node") + 1])
+        words = words[words.index("--nproc_per_node") + 2 :]
+    assert all(value in ("no", "bf16") for value in variables.values()), "only a precision, which the CPU has"
+    return succeeded(run_program_process(words, processes)).out
 
 
 def rows_of(module: ModuleType, tmp_path: Path, *arguments: object) -> dict[str, dict] | list[dict]:
@@ -79,6 +93,33 @@ def test_loading(benchmark: Benchmark, tmp_path: Path) -> None:
     module = benchmark("loading")
     rows = rows_of(module, tmp_path, "--size", "64x96", "--repeat", 1)
     assert rows.keys() == {"png, as KITTI's", "png, as Pillow's", "jpg"}
+
+
+def test_alignment(benchmark: Benchmark, tmp_path: Path) -> None:
+    module = benchmark("alignment")
+    rows = rows_of(module, tmp_path, *TINY, "--batches", 2, "--iterations", 4)
+    assert [(row["name"], row["batch"]) for row in rows] == [("grey", 2), ("colour", 2)]
+
+
+@pytest.mark.skipif(not EXCERPT.is_dir(), reason=f"no KITTI excerpt in {EXCERPT}")
+def test_alignment_of_real_frames(benchmark: Benchmark, tmp_path: Path) -> None:
+    """With depth from laser scans no pair is lost, whichever way it goes, from the identity."""
+    module = benchmark("alignment")
+    words = ["--sizes", "96x320", "--batches", 1, "--repeat", 1, "--cpu", "--kitti", EXCERPT]
+    rows = [row for row in rows_of(module, tmp_path, *words) if "drive" in row]
+    assert [row["name"] for row in rows] == ["forwards", "backwards", "mean of both"]
+    for row in rows:
+        assert row["known"] == row["pairs"] == 18
+        assert row["translation_median"] < 4 and row["translation_worst"] < 15 and row["rotation_median"] < 0.04
+
+
+def test_stereo_matching_finds_a_shift(benchmark: Benchmark) -> None:
+    module = benchmark("alignment")
+    picture = torch.rand(1, 1, 40, 120, generator=torch.Generator().manual_seed(0))
+    disparity = module.match(picture[..., :100], picture[..., 7:107])
+    inside = disparity[..., 10:-10, 20:-20]
+    assert (inside > 0).float().mean() > 0.95
+    assert inside[inside > 0].sub(7).abs().max() < 0.5
 
 
 def test_stop_time(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> None:

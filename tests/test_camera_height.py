@@ -102,11 +102,11 @@ def test_evaluation_takes_its_scale_from_the_height(
     assert scores["camera_height"] == {"metres": 1.65, "images": 3, "images_without_ground": 0}
     assert scores["scale_source"] == "the camera's height"
     assert "scale      1.65 m of camera height, 5.5 m in a unit; 3 of 3 images show the ground" in result.out
-    assert "model, scale from the camera's height" in result.out and "knows no scale" not in result.out
+    assert "model, scale from the camera's height" in result.out and "has no known scale" not in result.out
 
     own = succeeded(evaluate_here(config_file, tmp_path))
     unscaled = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert "knows no scale" in own.out and unscaled["fixed_scale"] is None and unscaled["scale_source"] is None
+    assert "has no known scale" in own.out and unscaled["fixed_scale"] is None and unscaled["scale_source"] is None
     model.settings.metres_per_unit = 5.5
     model.save_pretrained(tmp_path / "model")
     succeeded(evaluate_here(config_file, tmp_path))

@@ -36,8 +36,9 @@ def save_model(
     config = load_config(config_file)
     torch.manual_seed(seed)
     model = FeatDepth(config.model, config.data.frames, 64, width)
-    model.record_training(drives, ())
-    model.training_record |= {"configuration": {"train": {"seed": seed}}, "configuration_digest": "0123456789abcdef"}
+    model.provenance.add_data(drives, ())
+    model.provenance.configuration = {"train": {"seed": seed}}
+    model.provenance.configuration_digest = "0123456789abcdef"
     model.save_pretrained(folder)
     return folder
 
@@ -221,7 +222,8 @@ def test_model_trained_on_a_test_drive(two_drives: Path, tmp_path: Path) -> None
     card = read_card(tmp_path / "out")
     assert card["contaminated"] == [drive] and card["leakage"]["shared"] == [drive]
     assert (
-        list(card)[2] == "contaminated" and f"CONTAMINATED: trained on drives it must not know: {drive}" in result.out
+        list(card)[2] == "contaminated"
+        and f"CONTAMINATED: trained on drives that it should not have seen: {drive}" in result.out
     )
     title, mark = (tmp_path / "out" / "card.md").read_text().split("\n\n")[:2]
     assert (
@@ -331,12 +333,12 @@ class TestCards:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "no valid JSON"),
-            ("[" * 100000, "no valid JSON"),
-            ("[]", "no JSON object"),
+            ("", "not valid JSON"),
+            ("[" * 100000, "not valid JSON"),
+            ("[]", "the card is not a JSON object"),
             ("{}", "format"),
             ('{"format": 99, "kind": "depth"}', "card format 99"),
-            ('{"format": 1, "kind": "depth", "model": 3}', "model is no JSON object"),
+            ('{"format": 1, "kind": "depth", "model": 3}', "model is not a JSON object"),
         ],
     )
     def test_damaged_card(self, tmp_path: Path, text: str, message: str) -> None:

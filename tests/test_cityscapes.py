@@ -211,7 +211,7 @@ def test_times_are_those_of_the_files_or_of_the_cameras_rate(tree):
     ("text", "message"),
     [
         ("{", "the camera is no JSON"),
-        ("[1]", "intrinsic.fx should be a number"),
+        ("[1]", "the camera is no JSON object"),
         (AACHEN.replace("2262.52", "NaN"), "intrinsic.fx should be a number"),
         (AACHEN.replace("2262.52", "1" + 400 * "0"), "intrinsic.fx should be a number"),
         (AACHEN.replace("513.137", '"513"'), "intrinsic.v0 should be a number"),

@@ -336,21 +336,6 @@ def test_launch_files_are_known_to_accelerate(path: Path) -> None:
     assert load_config_from_file(str(path)).num_processes == yaml.safe_load(path.read_text())["num_processes"]
 
 
-def test_two_cpu_processes_start(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from accelerate import Accelerator\n"
-        "accelerator = Accelerator(cpu=True)\n"
-        "print(f'{accelerator.process_index} of {accelerator.num_processes} on {accelerator.device.type}\\n', end='')\n"
-        "accelerator.end_training()\n"
-    )
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    command = [*launch, "--config_file", str(ROOT / "configs" / "accelerate" / "two_cpu.yaml"), str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    assert {"0 of 2 on cpu", "1 of 2 on cpu"} <= set(result.stdout.splitlines())
-
-
 def test_requirements_are_the_seven_core_packages() -> None:
     lines = (ROOT / "requirements.txt").read_text().split()
     names = {line.partition(">=")[0] for line in lines}

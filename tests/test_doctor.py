@@ -16,7 +16,6 @@ from conftest import call_program
 from PIL import Image
 
 from featdepth.config import load_config
-from featdepth.data.synthetic import write_street
 from featdepth.doctor import __main__ as doctor
 from featdepth.doctor.findings import PROBLEM, WARNING, Finding
 from featdepth.doctor.plausibility import judge
@@ -26,22 +25,8 @@ from featdepth.two_view.epipolar import rotation_of
 from featdepth.two_view.matching import Matches
 
 SHARED = Path(os.environ.get("FEATDEPTH_SHARED", Path(__file__).parents[2] / "shared"))
-FRAMES = 11  # of each drive
+FRAMES = 11  # of each drive of the wide street
 SAMPLES = 5
-
-
-@pytest.fixture(scope="session")
-def clean_street(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two training drives, one to validate, one to test, at a size at which frames can be matched."""
-    root = tmp_path_factory.mktemp("doctor") / "street"
-    write_street(root, drives=4, frames=FRAMES, height=96, width=320, seed=1, workers=1)
-    return root
-
-
-@pytest.fixture
-def street(clean_street: Path, tmp_path: Path) -> Path:
-    """A copy of the street, to be damaged."""
-    return Path(shutil.copytree(clean_street, tmp_path / "street"))
 
 
 def write_config(folder: Path, root: Path, **data: object) -> Path:
@@ -171,9 +156,9 @@ def cut_pictures(root: Path) -> None:
         path.write_bytes(path.read_bytes()[:500])
 
 
-def test_healthy_street(clean_street: Path, tmp_path: Path) -> None:
+def test_healthy_street(wide_street: Path, tmp_path: Path) -> None:
     """The program as users call it: nothing wrong, pictures and a report beside the run."""
-    config = write_config(tmp_path, clean_street)
+    config = write_config(tmp_path, wide_street)
     result = call_program(doctor.main, "--config", config, "--samples", SAMPLES)
     assert result.code == 0, result.out + result.err
     report = json.loads((tmp_path / "run_doctor/report.json").read_text())
@@ -186,9 +171,9 @@ def test_healthy_street(clean_street: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_learned_intrinsics_have_a_report(clean_street: Path, tmp_path: Path) -> None:
+def test_learned_intrinsics_have_a_report(wide_street: Path, tmp_path: Path) -> None:
     """Of a whole program: the step that is measured has a camera for each sample."""
-    config = write_config(tmp_path, clean_street, frames=[0, -1], field_of_view=60.0)
+    config = write_config(tmp_path, wide_street, frames=[0, -1], field_of_view=60.0)
     result = call_program(doctor.main, "--config", config, "--samples", 2, "model.intrinsics=learned")
     assert result.code == 0, result.out + result.err
     report = json.loads((tmp_path / "run_doctor/report.json").read_text())
@@ -212,20 +197,20 @@ def test_learned_intrinsics_have_a_report(clean_street: Path, tmp_path: Path) ->
         (cut_pictures, "unreadable_files"),
     ],
 )
-def test_damage_is_named(street: Path, tmp_path: Path, damage: Callable[[Path], None], expected: str) -> None:
+def test_damage_is_named(wide_street_copy: Path, tmp_path: Path, damage: Callable[[Path], None], expected: str) -> None:
     """The fault, and no other."""
-    damage(street)
+    damage(wide_street_copy)
     if damage is not exchange_ground_truth:  # to save time
-        for scans in street.glob("*/*_sync/velodyne_points"):
+        for scans in wide_street_copy.glob("*/*_sync/velodyne_points"):
             shutil.rmtree(scans)
-    assert faults(diagnose(tmp_path, street)) == {expected}
+    assert faults(diagnose(tmp_path, wide_street_copy)) == {expected}
 
 
-def test_frame_step_of_ten(clean_street: Path, tmp_path: Path) -> None:
-    drives = sorted({line.split()[0] for line in (clean_street / "splits/train_files.txt").read_text().splitlines()})
+def test_frame_step_of_ten(wide_street: Path, tmp_path: Path) -> None:
+    drives = sorted({line.split()[0] for line in (wide_street / "splits/train_files.txt").read_text().splitlines()})
     far = tmp_path / "far.txt"
     far.write_text("".join(f"{drive} {frame} {side}\n" for drive in drives for side in "lr" for frame in [10]))
-    findings = diagnose(tmp_path, clean_street, train_files=str(far), val_files=str(far), frames=[0, -10])
+    findings = diagnose(tmp_path, wide_street, train_files=str(far), val_files=str(far), frames=[0, -10])
     assert "step_too_large" in faults(findings) and "static" not in faults(findings)
 
 
@@ -278,9 +263,9 @@ def video_findings(folder: Path, root: Path) -> list[Finding]:
     ]
 
 
-def test_what_the_preparation_does_by_design_is_no_fault(clean_street: Path, tmp_path: Path) -> None:
+def test_what_the_preparation_does_by_design_is_no_fault(wide_street: Path, tmp_path: Path) -> None:
     """Frames at uneven times, seconds apart, of a film of variable frame rate; but not what the film lacks."""
-    folder = next(clean_street.glob("*/*_sync/image_02/data"))
+    folder = next(wide_street.glob("*/*_sync/image_02/data"))
     frames = [np.array(Image.open(path)) for path in sorted(folder.iterdir())]
     numbers = [0, 3, 4, 30, 34, 36, 60, 61, 70, 90, 91]
     seconds = [round(number * 0.04 + (number % 7) * 0.005, 3) for number in numbers]
@@ -298,13 +283,13 @@ def test_frames_without_texture_are_the_cause_and_not_the_step(tmp_path: Path) -
     assert faults(video_findings(tmp_path, tmp_path / "white")) == {"no_texture"}
 
 
-def test_squeezed_pictures_are_noted(clean_street: Path, tmp_path: Path) -> None:
-    found = [finding for finding in diagnose(tmp_path, clean_street) if finding.check == "shape"]
+def test_squeezed_pictures_are_noted(wide_street: Path, tmp_path: Path) -> None:
+    found = [finding for finding in diagnose(tmp_path, wide_street) if finding.check == "shape"]
     assert "320 x 96 pixels are squeezed by a factor of 2.22 to 96 x 64" in found[0].text
 
 
-def test_bad_usage(clean_street: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, clean_street)
+def test_bad_usage(wide_street: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, wide_street)
     occupied = tmp_path / "file"
     occupied.write_text("")
     for options, reason in [
@@ -315,9 +300,9 @@ def test_bad_usage(clean_street: Path, tmp_path: Path) -> None:
         assert reason in call_program(doctor.main, "--config", config, *options).error_line()
 
 
-def test_allowed_leakage_is_no_problem(street: Path, tmp_path: Path) -> None:
-    train_on_test_drive(street)
-    findings = diagnose(tmp_path, street, allow_leakage=True, frames=[0, "s"])
+def test_allowed_leakage_is_no_problem(wide_street_copy: Path, tmp_path: Path) -> None:
+    train_on_test_drive(wide_street_copy)
+    findings = diagnose(tmp_path, wide_street_copy, allow_leakage=True, frames=[0, "s"])
     assert faults(findings, WARNING) == {"leakage"} and faults(findings, PROBLEM) == set()
 
 
@@ -327,7 +312,9 @@ def test_allowed_leakage_is_no_problem(street: Path, tmp_path: Path) -> None:
     [
         ("kitti_mini/kitti_raw", {"frames": [0, -1, 1]}),
         ("kitti_odometry_mini", {"kind": "kitti_odometry", "split": "time"}),
-        ("indoor_mini", {"kind": "seven_scenes", "split": "time", "frames": [0, -8, 8]}),
+        pytest.param(
+            "indoor_mini", {"kind": "seven_scenes", "split": "time", "frames": [0, -8, 8]}, marks=pytest.mark.long
+        ),
     ],
 )
 def test_real_excerpts_are_healthy(folder: str, options: dict[str, object], tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Real data, broken on purpose: the doctor names the fault. See test_doctor.py for the street and for healthy data."""
+"""Real data, broken on purpose: the doctor names the fault. See test_doctor.py for the street and for healthy data.
+
+What is long here is tested there on the street.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +76,9 @@ def shuffle_frames(root: Path) -> None:
     ("damage", "expected"),
     [
         (swap_axes, "swapped_axes"),
-        (double_resolution, "wrong_resolution"),
+        pytest.param(double_resolution, "wrong_resolution", marks=pytest.mark.long),
         (swap_stereo, "swapped_stereo"),
-        (stop_camera, "static"),
+        pytest.param(stop_camera, "static", marks=pytest.mark.long),
         (shuffle_frames, "shuffled_frames"),
     ],
 )
@@ -86,12 +89,14 @@ def test_damage_of_odometry_is_named(
     assert faults(diagnose(tmp_path, odometry, kind="kitti_odometry", split="time")) == {expected}
 
 
+@pytest.mark.long
 def test_frame_step_of_ten(odometry: Path, tmp_path: Path) -> None:
     split = write_lists(tmp_path, train=[f"06 {frame} l" for frame in range(10, FRAMES)])
     findings = diagnose(tmp_path, odometry, kind="kitti_odometry", frames=[0, -10], split=split)
     assert faults(findings) - {"leakage"} == {"step_too_large"}  # one drive is all parts
 
 
+@pytest.mark.long
 def test_ground_truth_of_another_drive(tmp_path: Path) -> None:
     """The indoor sequence as two drives that have each other's depth."""
     root, frames = tmp_path / "indoor", sorted(INDOOR.glob("*.color.*"))[:INDOOR_FRAMES]

@@ -160,7 +160,7 @@ class TestScores:
         result = succeeded(evaluate_here(config_file, tmp_path / "model", tmp_path / "out"))
         scores = read_scores(tmp_path / "out")
         assert scores["fixed_scale"] is None and scores["median_scaled"]["abs_rel"] > 0
-        assert "knows no scale" in result.out
+        assert "has no known scale" in result.out
 
     def test_autoencoder_has_no_depth_to_score(self, config_file: Path, tmp_path: Path) -> None:
         config = load_config(config_file, ["model.objective=autoencoder"])

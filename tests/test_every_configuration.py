@@ -27,6 +27,7 @@ from featdepth.predict import __main__ as predict
 FRAMES, PARTS = 5, ("train", "val", "test")
 NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
 WITHOUT_DEPTH = ("kitti_autoencoder", "euroc_autoencoder")  # they learn features
+EXPORTED = ("kitti_mono", "kitti_joint")  # without and with metres, of which exporters make their graph
 WITHOUT_TRUTH = ("euroc", "video")  # evaluation reports the loss
 
 
@@ -137,12 +138,14 @@ class TestEveryConfiguration:
             succeeded(result)
             assert list(tmp_path.glob("*_depth.*"))
 
-    def test_export(self, name: str, workshop: Callable[[str], Trained], tmp_path: Path) -> None:
-        run = workshop(name)
-        options = ["--checkpoint", f"{run.config.run.directory}/model_last", "--out", tmp_path / "depth.pt2"]
-        result = call_program(export.main, *options)
-        if name in WITHOUT_DEPTH:
-            assert "depth" in result.error_line()
-        else:
-            succeeded(result)
-            assert (tmp_path / "depth.pt2").is_file()
+
+@pytest.mark.parametrize("name", [*EXPORTED, *WITHOUT_DEPTH])
+def test_export(name: str, workshop: Callable[[str], Trained], tmp_path: Path) -> None:
+    run = workshop(name)
+    options = ["--checkpoint", f"{run.config.run.directory}/model_last", "--out", tmp_path / "depth.pt2"]
+    result = call_program(export.main, *options)
+    if name in WITHOUT_DEPTH:
+        assert "depth" in result.error_line()
+    else:
+        succeeded(result)
+        assert (tmp_path / "depth.pt2").is_file()

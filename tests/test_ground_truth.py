@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from multiprocessing.synchronize import Barrier, Event
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import warm_context
 from kitti_tree import DAY, FOCAL, SIZE, drive_name, write_calibration, write_drive
 from safetensors.numpy import save_file
 
@@ -212,7 +212,6 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_behind(tmp_path, calibr
 
 # Several processes at one cache
 
-SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 60  # seconds
 
 
@@ -249,9 +248,10 @@ def build_and_hang(scan: Path, day: Path, folder: Path, reached: Event) -> None:
 
 
 def test_one_of_several_processes_computes_a_map_and_the_others_wait(tmp_path, calibration, drive_scan):
-    meet, log = SPAWN.Barrier(3), tmp_path / "log"
+    warm, log = warm_context(), tmp_path / "log"
+    meet = warm.Barrier(3)
     arguments = (drive_scan, tmp_path / DAY, tmp_path / "cache", log, meet, False)
-    processes = [SPAWN.Process(target=build, args=arguments) for _ in range(3)]
+    processes = [warm.Process(target=build, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -268,9 +268,10 @@ def test_different_maps_are_computed_at_the_same_time(tmp_path, calibration):
         ground_truth.cache_path(tmp_path / "cache", scan, projection, SIZE).parent: scan
         for scan in sorted((tmp_path / drive_name(1)).rglob("*.bin"))
     }
-    meet, log = SPAWN.Barrier(2), tmp_path / "log"
+    warm, log = warm_context(), tmp_path / "log"
+    meet = warm.Barrier(2)
     processes = [
-        SPAWN.Process(target=build, args=(scan, tmp_path / DAY, tmp_path / "cache", log, meet, True))
+        warm.Process(target=build, args=(scan, tmp_path / DAY, tmp_path / "cache", log, meet, True))
         for scan in list(scans.values())[:2]
     ]
     for process in processes:
@@ -281,8 +282,9 @@ def test_different_maps_are_computed_at_the_same_time(tmp_path, calibration):
 
 
 def test_a_killed_process_leaves_neither_lock_nor_litter(tmp_path, calibration, drive_scan):
-    folder, reached = tmp_path / "cache", SPAWN.Event()
-    process = SPAWN.Process(target=build_and_hang, args=(drive_scan, tmp_path / DAY, folder, reached))
+    warm, folder = warm_context(), tmp_path / "cache"
+    reached = warm.Event()
+    process = warm.Process(target=build_and_hang, args=(drive_scan, tmp_path / DAY, folder, reached))
     process.start()
     assert reached.wait(PATIENCE)
     assert [path.suffix for path in cache_files(folder)] == [".writing"]

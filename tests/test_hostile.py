@@ -566,7 +566,7 @@ def test_names_of_hostile_tensors_stay_in_one_short_line(tmp_path):
         ("model", "pose_size", [10**9, 10**9]),
         ("model", "pose_size", [96] * 10**5),
         ("data", "width", 32 * 10**9),
-        ("data", "frames", list(range(10**6))),
+        ("data", "frames", list(range(10**5))),
         ("data", "frames", [0, 10**4000]),
         ("data", "height", 10**4000),
         ("data", "frames", [0, "a\nb"]),

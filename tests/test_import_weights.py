@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from check_reference import reference_state
+from conftest import Result, call_program, run_program_process, succeeded
 from torch import Tensor
 
-from featdepth.errors import InputError, run_program
+from featdepth.errors import InputError
 from featdepth.import_weights import main, rename
 from featdepth.models import FeatDepth
+from featdepth.models.saved.provenance import Provenance
 
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("whole_resnet18")
 CLASSIFIER = ".fc."
 
 
@@ -30,21 +32,16 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def import_weights(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "featdepth.import_weights", *map(str, arguments)]
-    return subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=300, check=False)
+def import_weights(*arguments: object) -> Result:
+    return call_program(main, *arguments)
 
 
-def refusal(monkeypatch, capsys, *arguments: object) -> str:
-    """The one line that the program, called in this process, ends in."""
-    monkeypatch.setattr(sys, "argv", ["import_weights", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        run_program(main)
-    line = capsys.readouterr().err
-    assert caught.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
-    return line
+def refusal(*arguments: object) -> str:
+    """The one line that the program ends in."""
+    return import_weights(*arguments).error_line()
 
 
+@cache
 def published(name: str) -> dict[str, Tensor]:
     return reference_state(TESTS / "data" / f"{name}.npz")
 
@@ -52,9 +49,8 @@ def published(name: str) -> dict[str, Tensor]:
 def imported(tmp_path: Path, content: dict, *options: object) -> FeatDepth:
     """The model that the program makes of a checkpoint with `content`."""
     torch.save(content, tmp_path / "published.pth")
-    result = import_weights(tmp_path / "published.pth", tmp_path / "model", *options)
-    assert result.returncode == 0, result.stderr
-    assert str(tmp_path / "model") in result.stdout and "Traceback" not in result.stderr
+    result = succeeded(import_weights(tmp_path / "published.pth", tmp_path / "model", *options))
+    assert str(tmp_path / "model") in result.out and "Traceback" not in result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "published.pth"]
     return FeatDepth.from_pretrained(tmp_path / "model")
 
@@ -66,7 +62,7 @@ def test_a_published_model_arrives_exactly(tmp_path):
     assert settings.objective == "feature_metric" and settings.metres_per_unit == 36.0
     assert (settings.depth_layers, settings.pose_layers, settings.decoder_width) == (50, 18, 256)
     assert model.frames == [0, -1, 1, "s"] and (model.height, model.width) == (320, 1024)
-    assert model.training_record == {"imported_from": "published.pth"}
+    assert model.provenance == Provenance("published.pth")
     own = model.state_dict()
     used = [key for key in state if CLASSIFIER not in key and not key.startswith("extractor.encoder.layer")]
     renamed = [rename(key) for key in used]
@@ -143,31 +139,31 @@ SAID = {
 
 
 @pytest.mark.parametrize("kind", SAID)
-def test_what_cannot_be_imported_ends_in_one_line(kind, tmp_path, monkeypatch, capsys):
-    assert SAID[kind] in refusal(monkeypatch, capsys, checkpoint(kind, tmp_path), tmp_path / "model")
+def test_what_cannot_be_imported_ends_in_one_line(kind, tmp_path):
+    assert SAID[kind] in refusal(checkpoint(kind, tmp_path), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["published.pth"]  # no model, and nothing was run
 
 
 @pytest.mark.parametrize("options", [["--height", 300], ["--width", 32], ["--metres-per-unit", "nan"]])
-def test_sizes_that_no_model_can_have_are_refused(options, tmp_path, monkeypatch, capsys):
-    assert options[0] in refusal(monkeypatch, capsys, checkpoint("list", tmp_path), tmp_path / "model", *options)
+def test_sizes_that_no_model_can_have_are_refused(options, tmp_path):
+    assert options[0] in refusal(checkpoint("list", tmp_path), tmp_path / "model", *options)
 
 
-def test_an_existing_directory_is_never_replaced(tmp_path, monkeypatch, capsys):
+def test_an_existing_directory_is_never_replaced(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "precious.txt").write_text("mine")
-    assert "exists" in refusal(monkeypatch, capsys, checkpoint("list", tmp_path), tmp_path / "model")
+    assert "exists" in refusal(checkpoint("list", tmp_path), tmp_path / "model")
     assert (tmp_path / "model" / "precious.txt").read_text() == "mine"
 
 
-def test_a_missing_or_cut_checkpoint_ends_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_missing_or_cut_checkpoint_ends_in_one_line(tmp_path):
     path = checkpoint("incomplete", tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
     for name in ("published.pth", "missing.pth"):
-        assert name in refusal(monkeypatch, capsys, tmp_path / name, tmp_path / "model")
+        assert name in refusal(tmp_path / name, tmp_path / "model")
 
 
 def test_the_program_itself_ends_without_a_traceback(tmp_path):
-    result = import_weights(checkpoint("code", tmp_path), tmp_path / "model")
-    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    command = ["-m", "featdepth.import_weights", checkpoint("code", tmp_path), tmp_path / "model"]
+    assert SAID["code"] in run_program_process(command).error_line()
     assert [path.name for path in tmp_path.iterdir()] == ["published.pth"]

@@ -94,4 +94,4 @@ def test_a_run_says_what_it_does_not_use(config_file: Path, tmp_path: Path) -> N
     assert result.code == 0 and "note       data.field_of_view 60 is not used" in result.out
     options = ["--config", config_file, "--checkpoint", tmp_path / "run" / "model", "--out", tmp_path / "out"]
     result = call_program(evaluate.main, *options, "--odometry", "evaluate.flip=true")
-    assert result.code == 0 and "note       evaluate.flip has no use for trajectories" in result.out
+    assert result.code == 0 and "note       evaluate.flip does not apply to trajectories" in result.out

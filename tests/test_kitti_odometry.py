@@ -202,8 +202,8 @@ class TestRawDrives:
         options = ["--config", tmp_path / "empty.yaml", *tiny]
         trained = call_program(train.main, *options, *odometry, "evaluate.protocol=own", "train.max_steps=1")
         assert trained.code == 0, trained.err
-        record = FeatDepth.from_pretrained(tmp_path / "run" / "model").training_record
-        assert record["drives"] == ["04", SEQUENCE_04]
+        record = FeatDepth.from_pretrained(tmp_path / "run" / "model").provenance
+        assert record.drives == ["04", SEQUENCE_04]
 
         raw = tmp_path / "kitti_raw"
         (written,) = WRITERS["kitti_raw"](raw, drives[:1])
@@ -216,7 +216,10 @@ class TestRawDrives:
         refused = call_program(evaluate.main, *options, *tested)
         assert f"the model was trained on test drives ({SEQUENCE_04})" in refused.error_line()
         marked = call_program(evaluate.main, *options, *tested, "data.allow_leakage=true")
-        assert marked.code == 0 and f"CONTAMINATED: trained on drives it must not know: {SEQUENCE_04}" in marked.out
+        assert (
+            marked.code == 0
+            and f"CONTAMINATED: trained on drives that it should not have seen: {SEQUENCE_04}" in marked.out
+        )
 
 
 @pytest.mark.skipif(not EXCERPT.is_dir(), reason=f"no excerpt of KITTI odometry in {EXCERPT}")

@@ -17,7 +17,7 @@ from tiny_models import tiny_config, tiny_model
 import train
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth
-from featdepth.models.saved.verdict import CHECK, LEARNED, NOTHING, TOO_FEW, describe, warning
+from featdepth.models.saved.provenance import LEARNED, NOTHING, TOO_FEW, Provenance, describe_check
 from featdepth.predict import __main__ as predict
 from featdepth.training.learned_check import FEWEST_PAIRS, Signs, judge, motion_error, photometric_gain, row_correlation
 
@@ -42,13 +42,13 @@ class TestVerdict:
     )
     def test_two_bad_signs_make_it(self, signs: Signs, expected: str) -> None:
         check = judge([signs] * FEWEST_PAIRS)
-        assert check["verdict"] == expected and describe(check).startswith(expected)
+        assert check["verdict"] == expected and describe_check(check).startswith(expected)
         assert json.loads(json.dumps(check)) == check and not any(map(math.isnan, list(check.values())[1:]))
-        assert (warning({CHECK: check}) is not None) == (expected == NOTHING)
+        assert (Provenance(check=check).doubt is not None) == (expected == NOTHING)
 
     def test_few_samples_and_no_check_condemn_nobody(self) -> None:
         assert judge([AFTER_10] * (FEWEST_PAIRS - 1)) == {"verdict": TOO_FEW, "samples": FEWEST_PAIRS - 1}
-        assert warning({CHECK: judge([])}) is None and warning({}) is None
+        assert Provenance(check=judge([])).doubt is None and Provenance().doubt is None
 
 
 class TestSigns:
@@ -74,8 +74,8 @@ class TestSigns:
 def test_training_prints_and_stores_the_verdict_and_prediction_warns(config_file: Path, tmp_path: Path) -> None:
     options = ["train.max_steps=1", "train.panel_samples=1", f"run.directory={tmp_path / 'run'}"]
     result = succeeded(call_program(train.main, "--config", config_file, *options))
-    record = FeatDepth.from_pretrained(tmp_path / "run" / "model").training_record
-    assert f"check      last model: {describe(record[CHECK])}" in result.out and record[CHECK]["samples"] == 5
+    record = FeatDepth.from_pretrained(tmp_path / "run" / "model").provenance
+    assert f"check      last model: {describe_check(record.check)}" in result.out and record.check["samples"] == 5
     assert (
         "check"
         not in succeeded(
@@ -87,7 +87,7 @@ def test_training_prints_and_stores_the_verdict_and_prediction_warns(config_file
 @pytest.mark.parametrize(("check", "is_warned"), [(AFTER_10, True), (AFTER_380, False), (None, False)])
 def test_prediction_page_and_card_say_so(tmp_path: Path, check: Signs | None, is_warned: bool) -> None:
     model = tiny_model(tiny_config("photometric", [0, -1, 1]))
-    model.record_check(None if check is None else judge([check] * FEWEST_PAIRS))
+    model.provenance.check = None if check is None else judge([check] * FEWEST_PAIRS)
     model.save_pretrained(tmp_path / "model")
     Image.new("RGB", (96, 64), "grey").save(tmp_path / "photo.png")
     options = ("--checkpoint", tmp_path / "model", "--out", tmp_path / "out", "--save", "page", "--workers", 0)
@@ -98,7 +98,7 @@ def test_prediction_page_and_card_say_so(tmp_path: Path, check: Signs | None, is
 
 def test_a_damaged_verdict_is_refused(tmp_path: Path) -> None:
     model = tiny_model(tiny_config("photometric", [0, -1, 1]))
-    model.training_record[CHECK] = {"verdict": NOTHING, "samples": "many"}
+    model.provenance.check = {"verdict": NOTHING, "samples": "many"}
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match="section training is damaged"):
         FeatDepth.from_pretrained(tmp_path / "model")

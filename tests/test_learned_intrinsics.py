@@ -153,7 +153,7 @@ class TestLearning:
     """The objective alone, on frames of the synthetic street with their exact depth: the focal length, the principal
     point and all poses are learned together, from a wrong focal length."""
 
-    @pytest.mark.parametrize("start", [0.75, 1.3])
+    @pytest.mark.parametrize("start", [0.75, pytest.param(1.3, marks=pytest.mark.long)])
     def test_bends_give_the_focal_length(self, start: float):
         truth, found, warning = learn_from_exact_depth(start, turning=3, steps=200)
         assert found == pytest.approx(truth, rel=0.03)

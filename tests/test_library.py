@@ -21,6 +21,7 @@ from featdepth.errors import InputError
 from featdepth.import_weights import convert
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.saved.model_card import code, fenced, kinds_of_data
+from featdepth.models.saved.provenance import Provenance
 
 HOSTILE = "x`y\n# Title <script>alert(1)</script> | ```\n---\nlicense: mit\n[a](javascript:b)"
 SCORES = dict.fromkeys(("abs_rel", "sq_rel", "rmse", "rmse_log", "a1", "a2", "a3", "silog"), 0.125)
@@ -38,9 +39,10 @@ def trained() -> FeatDepth:
     """A model that says of itself what one of train.py does."""
     config = tiny_config("photometric", [0, "s"])  # half as large as one with a pose network
     trained = tiny_model(config).eval()
-    trained.record_training(["2011_09_26/2011_09_26_drive_0001_sync", "2011_09_26/2011_09_26_drive_0002_sync"], [])
-    trained.record_configuration(to_dict(config), ["kitti_raw"], transductive=False)
-    trained.record_validation({"epoch": 3, "step": 40, "loss": 0.0625, "abs_rel": 0.375, "a1": float("nan")})
+    drives = ["2011_09_26/2011_09_26_drive_0001_sync", "2011_09_26/2011_09_26_drive_0002_sync"]
+    trained.provenance.add_data(drives, [], ["kitti_raw"])
+    trained.provenance.begin_training(to_dict(config), transductive=False)
+    trained.provenance.add_validation({"epoch": 3, "step": 40, "loss": 0.0625, "abs_rel": 0.375, "a1": float("nan")})
     return trained
 
 
@@ -156,18 +158,18 @@ def test_a_model_goes_to_the_hub_and_comes_back(trained, tmp_path):
         assert hub.private == {"me/street"}
 
         again = FeatDepth.from_pretrained("me/street", token=TOKEN)
-        assert not again.training and again.training_record == trained.training_record
+        assert not again.training and again.provenance == trained.provenance
         assert np.array_equal(again.predict_depth(pixels(50, 71)), trained.predict_depth(pixels(50, 71)))
         hub.requests.clear()
         FeatDepth.from_pretrained("me/street", local_files_only=True)
         assert hub.requests == []
 
         # Another version; the first one stays to be had, from the hash in its URL.
-        trained.record_training(["elsewhere"], [])
+        trained.provenance.add_data(["elsewhere"], [])
         trained.save_pretrained(tmp_path / "street", push_to_hub=True, repo_id="me/street", token=TOKEN)
         old = FeatDepth.from_pretrained("me/street", token=TOKEN, revision=url.split("/")[-1])
         new = FeatDepth.from_pretrained("me/street", token=TOKEN)
-        assert "elsewhere" not in old.training_record["drives"] and "elsewhere" in new.training_record["drives"]
+        assert "elsewhere" not in old.provenance.drives and "elsewhere" in new.provenance.drives
 
         for name, options, said in (
             ("me/nothing", {}, "there is none of this name, or it is private"),
@@ -224,8 +226,8 @@ def test_the_card_says_what_the_model_is_and_has_seen(trained, tmp_path):
 
 
 def test_contaminated_and_transductive_models_say_so_before_anything_else(trained):
-    trained.record_training([], ["drive_a"])
-    trained.record_configuration({}, [], transductive=True)
+    trained.provenance.add_data([], ["drive_a"])
+    trained.provenance.begin_training({}, transductive=True)
     card = str(trained.generate_model_card())
     assert card.index("CONTAMINATED") < card.index("TRANSDUCTIVE") < card.index("## Use")
     assert "`drive_a`" in card
@@ -233,10 +235,10 @@ def test_contaminated_and_transductive_models_say_so_before_anything_else(traine
 
 def test_names_of_others_cannot_change_the_card():
     model = tiny_model(tiny_config("photometric"))
-    model.record_training([HOSTILE], [HOSTILE], [HOSTILE])
-    model.record_configuration({"data": {"root": HOSTILE}}, [HOSTILE], transductive=False)
-    model.record_validation({HOSTILE: 1.0})
-    model.training_record["imported_from"] = HOSTILE
+    model.provenance.add_data([HOSTILE], [HOSTILE], [HOSTILE])
+    model.provenance.begin_training({"data": {"root": HOSTILE}}, transductive=False)
+    model.provenance.add_validation({HOSTILE: 1.0})
+    model.provenance.imported_from, model.provenance.versions = HOSTILE, [HOSTILE]
     card = str(model.generate_model_card())
     assert front_matter(card)["license"] == "apache-2.0" and "datasets" not in front_matter(card)
     text = card.split("\n---\n", 1)[1]
@@ -261,11 +263,11 @@ def test_scale_and_features_are_told_apart():
 
 
 def test_the_synthetic_street_is_not_taken_for_kitti():
-    street = {"kinds": ["kitti_raw"], "drives": ["2031_09_26/2031_09_26_drive_0001_sync"]}
-    assert kinds_of_data(street) == ["synthetic"]
-    mixed = {**street, "drives": [*street["drives"], "2011_09_26/2011_09_26_drive_0001_sync"]}
-    assert kinds_of_data({"drives": street["drives"]}) == ["synthetic"]
-    assert kinds_of_data(mixed) == ["kitti_raw"] and kinds_of_data({}) == []
+    street = ["2031_09_26/2031_09_26_drive_0001_sync"]
+    assert kinds_of_data(Provenance(drives=street, kinds=["kitti_raw"])) == ["synthetic"]
+    assert kinds_of_data(Provenance(drives=street)) == ["synthetic"]
+    mixed = Provenance(drives=[*street, "2011_09_26/2011_09_26_drive_0001_sync"], kinds=["kitti_raw"])
+    assert kinds_of_data(mixed) == ["kitti_raw"] and kinds_of_data(Provenance()) == []
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"no_ground_truth": "nothing"}', '{"images": 3}'])
@@ -280,31 +282,33 @@ def test_an_evaluation_without_scores_is_refused_and_nothing_is_written(model, t
 
 def test_a_later_stage_remembers_the_data_of_the_first(tmp_path):
     first = tiny_model(tiny_config("autoencoder", [0]))
-    first.record_configuration({}, ["cityscapes"], transductive=True)
+    first.provenance.add_data([], [], ["cityscapes"])
+    first.provenance.begin_training({}, transductive=True)
     first.save_pretrained(tmp_path / "first")
     second = build_model(tiny_config("feature_metric", feature_encoder=str(tmp_path / "first")))
-    second.record_kinds(["kitti_raw"])
-    assert second.training_record["kinds"] == ["cityscapes", "kitti_raw"]
-    assert "transductive" not in second.training_record and "configuration" not in second.training_record
+    second.provenance.add_data([], [], ["kitti_raw"])
+    assert second.provenance.kinds == ["cityscapes", "kitti_raw"]
+    assert second.provenance.transductive is second.provenance.configuration is None
 
 
 def test_a_run_leaves_a_card_of_its_own(finished_run: Path):
     for name in ("model", "model_last"):
         model = FeatDepth.from_pretrained(finished_run / name)
-        record = model.training_record
+        record = model.provenance
         card = (finished_run / name / "README.md").read_text()
-        assert record["kinds"] == ["kitti_raw"] and "the synthetic street of featdepth" in card
-        assert record["transductive"] is False and record["configuration"]["train"]["max_steps"] == 6
+        assert record.kinds == ["kitti_raw"] and "the synthetic street of featdepth" in card
+        assert record.transductive is False and record.configuration["train"]["max_steps"] == 6
         lines = map(json.loads, (finished_run / "metrics.jsonl").read_text().splitlines())
         validations = [line for line in lines if line["split"] == "validation"]
-        assert record["validation"]["loss"] in [line["loss"] for line in validations]
-        assert f"| `loss` | {record['validation']['loss']:.4g} |" in card and "## Configuration" in card
+        assert record.validation["loss"] in [line["loss"] for line in validations]
+        assert f"| `loss` | {record.validation['loss']:.4g} |" in card and "## Configuration" in card
 
 
+@pytest.mark.usefixtures("whole_resnet18")
 @pytest.mark.parametrize("name, unit", [("featdepth_mono_r50", 36.0), ("featdepth_joint_r50", None)])
 def test_published_checkpoints_serve_as_our_own(name, unit, tmp_path):
     imported = convert(reference_state(Path(__file__).parent / "data" / f"{name}.npz"), HEIGHT, WIDTH, unit)
-    imported.training_record = {"imported_from": "published.pth"}
+    imported.provenance.imported_from = "published.pth"
     imported.save_pretrained(tmp_path / "model")
     again = FeatDepth.from_pretrained(tmp_path / "model")
     image = pixels(50, 71)

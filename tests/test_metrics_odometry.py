@@ -185,8 +185,8 @@ BAD = {
     "another length": (straight(4), "the truth has 5 poses, the estimate 4"),
     "positions only": (np.zeros((5, 3)), r"shape \[5, 3\]"),
     "not finite": (np.where(np.arange(5)[:, None, None] == 3, np.nan, straight(5)), "not finite"),
-    "no rotations": (np.zeros((5, 3, 4)), "no rigid transforms, the first at index 0"),
-    "mirrored": (straight(5) * np.diag([-1.0, 1, 1, 1]).sum(1), "no rigid transforms"),
+    "no rotations": (np.zeros((5, 3, 4)), "not rigid transforms, the first at index 0"),
+    "mirrored": (straight(5) * np.diag([-1.0, 1, 1, 1]).sum(1), "not rigid transforms"),
 }
 
 
@@ -196,7 +196,7 @@ def test_what_is_no_trajectory_is_refused(name: str) -> None:
     for score in (score_trajectory, snippet_ate, segment_errors, step_errors):
         with pytest.raises(ValueError, match=message):
             score(straight(5), estimate)
-    with pytest.raises(ValueError, match="alignment 'sim3' is none of none, scale, 6dof, 7dof"):
+    with pytest.raises(ValueError, match="alignment 'sim3' is not one of none, scale, 6dof, 7dof"):
         align(straight(5), straight(5), "sim3")
 
 

@@ -266,7 +266,7 @@ def test_interrupted_run_continues_as_if_nothing_had_happened(tiny_mix: list[obj
     whole = trees / "whole"
     printed = succeeded(call_program(train.main, *tiny_mix, f"run.directory={whole}")).out
     assert "66.7%" in printed and "33.3%" in printed
-    assert FeatDepth.from_pretrained(whole / "model").training_record["drives"].count(ELSEWHERE) == 1
+    assert FeatDepth.from_pretrained(whole / "model").provenance.drives.count(ELSEWHERE) == 1
     assert [line["samples"] for line in read_metrics(whole) if line["split"] == "validation"] == [1]
 
     part = interrupted_copy(whole, trees / "part", step=2)
@@ -288,7 +288,7 @@ from accelerate.utils import gather_object
 from featdepth.config import load_config
 from featdepth.data import build_dataset
 from featdepth.parallel.accelerator import make_accelerator
-from train import make_loader
+from featdepth.parallel.loaders import make_loader
 
 config = load_config(sys.argv[1])
 accelerator = make_accelerator(config, cpu=True)

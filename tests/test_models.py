@@ -69,7 +69,7 @@ def offline(monkeypatch, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("layers", sorted(CHANNELS))
-def test_encoders_say_their_channels_and_halve_the_size_five_times(layers):
+def test_encoders_say_their_channels_and_halve_the_size_five_times(layers, whole_resnet18):
     with torch.device("meta"):
         encoder = ResNetEncoder(layers)
         features = encoder(torch.empty(1, 3, HEIGHT, WIDTH))
@@ -166,7 +166,7 @@ def test_the_pose_network_sees_one_size_whatever_the_resolution():
     assert seen == [(1, 6, 64, 128)] * 2
 
 
-def test_a_pose_decoder_may_start_by_telling_pairs_apart():
+def test_a_pose_decoder_may_start_by_telling_pairs_apart(whole_resnet18):
     features = [torch.randn(16, 512, 2, 6, generator=torch.Generator().manual_seed(0)).relu()]
 
     def spread(start: str) -> float:
@@ -200,7 +200,7 @@ def test_imagenet_weights_in_torchs_cache_need_no_network(imagenet, offline):
     model = build_model(tiny_config("photometric", pretrained=True))
     state = torch.load(imagenet, weights_only=True)
     assert torch.equal(model.depth_encoder.layer4[0].conv1.weight, state["layer4.0.conv1.weight"])
-    assert torch.equal(model.pose_encoder.layer1[1].bn2.weight, state["layer1.1.bn2.weight"])
+    assert torch.equal(model.pose_encoder.layer1[0].bn2.weight, state["layer1.0.bn2.weight"])
 
 
 def test_imagenet_weights_that_cannot_be_had_are_explained(offline):
@@ -290,7 +290,7 @@ def test_prediction_has_no_side_effects(tmp_path, monkeypatch):
 def stage_one(tmp_path_factory) -> Path:
     """A model directory of stage 1, whose weights are nobody else's."""
     model = tiny_model(tiny_config("autoencoder", [0]), seed=11)
-    model.record_training(["drive_a", "drive_b"], ["drive_b"])
+    model.provenance.add_data(["drive_a", "drive_b"], ["drive_b"])
     directory = tmp_path_factory.mktemp("stage_one") / "model"
     model.save_pretrained(directory)
     return directory
@@ -314,8 +314,8 @@ def test_joint_training_starts_from_the_whole_autoencoder(stage_one):
 
 
 def test_what_stage_one_has_seen_counts_as_seen_in_stage_two(stage_one):
-    record = build_model(tiny_config("feature_metric", feature_encoder=str(stage_one))).training_record
-    assert record["drives"] == ["drive_a", "drive_b"] and record["contaminated"] == ["drive_b"]
+    record = build_model(tiny_config("feature_metric", feature_encoder=str(stage_one))).provenance
+    assert record.drives == ["drive_a", "drive_b"] and record.contaminated == ["drive_b"]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -17,7 +17,7 @@ from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms, explain_photometric
-from featdepth.training.bad_steps import BadSteps, propagate
+from featdepth.training.bad_steps import BadSteps, spoil_gradient
 from featdepth.training.journal import IntervalLog
 
 TERMS = {
@@ -217,7 +217,7 @@ def test_a_motion_that_is_none_shows_in_the_loss(objective):
     losses = compute_losses(model(batch), batch, config)
     assert losses["photometric"].isnan().all()
     assert "feature_metric" not in losses or losses["feature_metric"].isnan().all()
-    propagate(total(losses)).backward()
+    spoil_gradient(total(losses)).backward()
     assert all(each.grad.isnan().any() for each in model.parameters() if each.requires_grad)
 
 
@@ -296,7 +296,7 @@ def test_a_step_copies_nothing_to_the_device_or_back(objective, settings):
         batch = augment(batch)
         prediction = model(batch)
         losses = compute_losses(prediction, batch, config)
-        propagate(total(losses)).backward()
+        spoil_gradient(total(losses)).backward()
         bad = bad_steps.judge(torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0))
         model.follow_cameras(batch, prediction)
         interval.add(losses, batch["replaced"], 0.1)
@@ -340,7 +340,7 @@ def test_poses_are_composed_in_full_precision_under_autocast():
     config = tiny_config("photometric", [0, -1, 1])
     model, images = tiny_model(config).eval(), tiny_batch(config)["augmented"]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        before, after = model.poses(images, None).unbind(1)
+        before, after = model.poses(images, [-1, 1], None).unbind(1)
         motion = model.motion(images[:, 1], images[:, 0])
     torch.testing.assert_close(before, torch.linalg.inv(motion), rtol=1e-4, atol=1e-7)
     identity = torch.eye(3).expand(2, -1, -1)

@@ -23,7 +23,7 @@ from featdepth.data.kitti.oxts_poses import camera_poses
 from featdepth.data.synthetic import Drive, Street
 from featdepth.errors import InputError
 from featdepth.evaluation import trajectories
-from featdepth.evaluation.test_data import open_sequences
+from featdepth.evaluation.opening import open_sequences
 from featdepth.odometry import plots
 from featdepth.odometry.scores import ALIGNMENTS
 from featdepth.odometry.trajectory_files import read_kitti, read_tum, write_kitti, write_tum
@@ -254,7 +254,7 @@ class TestScoreTrajectory:
         )
         scores = read_result(tmp_path / "out")
         assert scores["frames"] == 50 and scores["none"]["ate_rmse_m"] < 1e-6
-        assert "1 of 51 poses have no true one within 0.02 s" in result.out
+        assert "1 of 51 poses have no true pose within 0.02 s" in result.out
 
     def test_without_times_they_are_compared_line_by_line(self, ways: tuple[Path, Path], tmp_path: Path) -> None:
         write_kitti(tmp_path / "kitti.txt", read_tum(ways[1]).poses)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from featdepth.errors import InputError
-from featdepth.predict.page import MOST_FRAMES, MOST_POINTS, PageFrame, spread, write_page
+from featdepth.predict.page import MOST_POINTS, MOST_SHOWN, PageFrame, spread, write_page
 from featdepth.predict.point_cloud import PointCloud, depth_to_points
 
 HOSTILE = '<script>document.title="owned"</script>{{data}}</title>&"\'.png'
@@ -154,7 +154,7 @@ def test_limits_are_kept_and_said(tmp_path: Path) -> None:
     frames = [frame._replace(name=str(index), cloud=large, index=index) for index in range(100)]
     write_page(tmp_path / "index.html", "many", frames, None, large, way(6000), total=6000)
     data = Page(tmp_path / "index.html").data()
-    assert len(data["frames"]) == MOST_FRAMES and [data["frames"][end]["name"] for end in (0, -1)] == ["0", "99"]
+    assert len(data["frames"]) == MOST_SHOWN and [data["frames"][end]["name"] for end in (0, -1)] == ["0", "99"]
     assert data["cloud"]["count"] == MOST_POINTS and {each["cloud"]["count"] for each in data["frames"]} == {10_000}
     assert data["statement"].startswith("Distances are relative") and data["metres"] is False
     assert data["notes"] == [

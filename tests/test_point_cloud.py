@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY, call_program, succeeded
 from tiny_models import tiny_config, tiny_model
 
-from featdepth.data.synthetic import Drive, Frame, Street, render_frame
+from featdepth.data.synthetic import Drive, RenderedFrame, Street, render_frame
 from featdepth.errors import InputError
 from featdepth.predict.fusion import DepthView, fuse
 from featdepth.predict.point_cloud import depth_to_points, thin, write_ply
@@ -40,7 +40,7 @@ class Ride:
     def __init__(self) -> None:
         drive = Drive(Street(drives=8, frames=FRAMES, height=64, width=192, seed=1), 1)
         self.intrinsics = drive.rig.intrinsics
-        self.frames: list[Frame] = [render_frame(drive, index) for index in range(FRAMES)]
+        self.frames: list[RenderedFrame] = [render_frame(drive, index) for index in range(FRAMES)]
         self.poses = [drive.camera_pose(index) for index in range(FRAMES)]
 
     def views(self, factors: np.ndarray | None = None) -> list[DepthView]:

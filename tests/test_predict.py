@@ -151,7 +151,7 @@ class TestDepth:
         model = save_model(tmp_path / "relative", metres_per_unit=None)
         kinds = "depth_png,npz,points,trajectory,page"
         result = succeeded(predict_here(clip, "--save", kinds, "--field-of-view", "80", model=model))
-        assert "knows no metres" in result.out and "up to scale" in result.out
+        assert "has no metric scale" in result.out and "up to scale" in result.out
         made = tmp_path / "out" / "clip"
         assert Image.open(made / "0_depth.png").text["depth unit"] == "relative"
         assert np.load(made / "0_depth.npz")["unit"] == "relative"
@@ -311,7 +311,7 @@ class TestBadInput:
         photo = write_frame(tmp_path / "photo.png", 0)
         np.savetxt(tmp_path / "photos.txt", [[60, 0, 40], [0, 60, 25], [0, 0, 1]])
         result = predict_here(clip, photo, "--save", "points")
-        assert result.code == 2 and result.err.count("nothing tells its camera's intrinsics") == 2
+        assert result.code == 2 and result.err.count("its camera's intrinsics are unknown") == 2
         assert "0 written, 2 failed" in result.out
         succeeded(predict_here(clip, photo, "--save", "depth_png"))  # they are no matter here
 
@@ -360,7 +360,7 @@ class TestBadInput:
         assert "holds other files; choose a new or empty folder" in predict_here(clip).error_line()
         (tmp_path / "out" / "thesis.txt").unlink()
         (tmp_path / "out" / "prediction.json").write_text('{"version": 0}')
-        assert "no record of a prediction of this version" in predict_here(clip).error_line()
+        assert "not a record of a prediction of this version" in predict_here(clip).error_line()
         result = predict_here(clip, "--out", clip)
         assert "which is for outputs" in result.error_line() and len(list(clip.iterdir())) == FRAMES
 

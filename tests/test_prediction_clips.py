@@ -14,7 +14,7 @@ from featdepth.odometry.trajectory_files import read_trajectory
 from featdepth.predict.clip_outputs import MOST_QUEUED, ClipOutputs, Consumer, PageFrames, reduced
 from featdepth.predict.frames import InputFrame
 from featdepth.predict.outputs import Saved
-from featdepth.predict.page import MOST_FRAMES
+from featdepth.predict.page import MOST_SHOWN
 from featdepth.predict.point_cloud import depth_to_points
 from featdepth.predict.settings import Settings
 from featdepth.predict.sources import FrameSource
@@ -77,13 +77,13 @@ def test_a_clip_that_fails_leaves_no_trajectory(tmp_path: Path) -> None:
 
 
 class TestPageFrames:
-    @pytest.mark.parametrize("count", [1, MOST_FRAMES, 7 * MOST_FRAMES])
+    @pytest.mark.parametrize("count", [1, MOST_SHOWN, 7 * MOST_SHOWN])
     def test_they_are_evenly_spread(self, count: int) -> None:
         page = PageFrames()
         for index in range(count):
             page.add(saved_frame(index))
         places = [place for place, _ in page.kept]
-        assert page.total == count and min(count, MOST_FRAMES) <= len(places) <= 2 * MOST_FRAMES
+        assert page.total == count and min(count, MOST_SHOWN) <= len(places) <= 2 * MOST_SHOWN
         assert places == list(range(0, count, page.stride)) and page.has_clouds
 
     def test_smaller_ones_show_the_same_space(self) -> None:

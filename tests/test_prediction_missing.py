@@ -53,7 +53,7 @@ def test_without_intrinsics_the_others_are_made_and_the_advice_works(
     save = ("--save", f"depth_png,npz,trajectory,page,{kind}")
     result = predict_here(*save)
     assert result.code == 2 and result.err.count("\n") == 1 and "2 written, 1 failed" in result.out
-    assert f"clip: no {kind}: nothing tells its camera's intrinsics; give --intrinsics FILE or --field" in result.err
+    assert f"clip: no {kind}: its camera's intrinsics are unknown; give --intrinsics FILE or --field" in result.err
     there = {"0_depth.png", "0_depth.npz", "trajectory_kitti.txt", "page.html"}
     assert there <= made(tmp_path) and not [name for name in made(tmp_path) if name.endswith(".ply")]
     # What had to do without is made anew.

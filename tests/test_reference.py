@@ -26,6 +26,7 @@ CASES = {
     "featdepth_autoencoder_r50": ("loss/img_reconstruct_loss/3", "grad_norm/total/Encoder", "reconstruction 3"),
     "depth_metrics": ("eigen_median mean", "eigen_stereo per_image", "flip_post_process"),
 }
+COVERED = "featdepth_mono_r50"  # by the case with stereo, and by the forms of the same networks in test_variants.py
 
 
 def run_here(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -41,13 +42,17 @@ def run_process(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("whole_resnet18")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == COVERED else name for name in CASES]
+)
 def test_the_case_is_reproduced(name):
     comparisons = compare(TESTS / "data" / f"{name}.npz")
     assert set(CASES[name]) <= {each.quantity for each in comparisons}
     assert [each for each in comparisons if not each.passed] == []
 
 
+@pytest.mark.usefixtures("whole_resnet18")
 def test_frames_and_depth_range_of_a_case_are_those_that_it_says():
     path = TESTS / "data" / "featdepth_mono_r50.npz"
     case = dict(np.load(path))

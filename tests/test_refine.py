@@ -92,7 +92,7 @@ def test_a_stream_is_the_same_again_and_the_given_model_stays_as_it_is(model, fr
 
 
 def test_a_learning_rate_that_is_far_too_large_ends_in_one_line(model, frames):
-    with pytest.raises(InputError, match="not finite any more; lower the learning rate"):
+    with pytest.raises(InputError, match="no longer finite; lower the learning rate"):
         list(refine_stream(model, frames, tiny_intrinsics(1)[0], steps=8, learning_rate=1e18))
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_refined_is_refused(frames):
     with pytest.raises(InputError, match="autoencoder predicts no depth"):
         Refiner(tiny_model(tiny_config("autoencoder", [0])))
     monocular = Refiner(tiny_model(tiny_config("photometric", [0, -1], metres_per_unit=None)))
-    with pytest.raises(InputError, match="up to scale has no use for a stereo baseline"):
+    with pytest.raises(InputError, match="without metres cannot learn from a stereo baseline"):
         monocular.learn(frames[0], tiny_intrinsics(1)[0], frames[1], torch.eye(4))
 
 
@@ -238,8 +238,8 @@ def test_a_transductive_run_says_so_in_its_model_and_on_its_card(
     assert "share drives" in line and "allow_leakage" in line
     result = call_program(train.main, "--config", config_file, *options, "data.allow_leakage=true")
     assert "CONTAMINATED: trained on drives of another part" in succeeded(result).out
-    record = FeatDepth.from_pretrained(tmp_path / "run" / "model").training_record
-    assert record["transductive"] and len(record["contaminated"]) == 1
+    record = FeatDepth.from_pretrained(tmp_path / "run" / "model").provenance
+    assert record.transductive and len(record.contaminated) == 1
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert card.index("CONTAMINATED") < card.index("TRANSDUCTIVE") < card.index("## Use")
 

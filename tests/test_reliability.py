@@ -34,7 +34,7 @@ from run_records import differences, interrupted_copy, read_metrics, weights
 
 import train
 from featdepth.errors import InputError
-from featdepth.training.bad_steps import BadSteps, propagate
+from featdepth.training.bad_steps import BadSteps, spoil_gradient
 from featdepth.training.checkpoint import (
     MANIFEST,
     Progress,
@@ -333,7 +333,8 @@ class TestSignals:
             time.sleep(1.2)
             if run.process.poll() is None:
                 os.kill(run.process.pid, signal.SIGINT)
-            assert run.end(10) == 130
+            # At its very end Python leaves signals to the system, which a shell tells as 130 too.
+            assert run.end(10) in (130, -signal.SIGINT)
 
     @pytest.mark.parametrize(("variable", "code"), [("ACCELERATE_MIXED_PRECISION", 0), ("TORCHELASTIC_RUN_ID", 143)])
     def test_an_orphan_of_a_launcher_ends_and_a_child_of_a_shell_does_not(self, variable: str, code: int) -> None:
@@ -343,7 +344,7 @@ class TestSignals:
         environment = program_environment() | {variable: "no"}
         assert subprocess.run(command, env=environment, cwd=REPOSITORY, check=False).returncode == code
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
     def test_launcher_of_one_process_ends(
         self, config_file: Path, run_directory: Path, tmp_path: Path, number: int
     ) -> None:
@@ -364,7 +365,9 @@ class TestSignals:
         assert (tmp_path / "0").read_text() == "143"
         assert len(checkpoints(run_directory / "checkpoints")) == 1
 
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, "143"), (signal.SIGINT, "130")])
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGTERM, "143"), pytest.param(signal.SIGINT, "130", marks=pytest.mark.long)]
+    )
     def test_launcher_of_two_processes_is_told_to_stop(
         self, two_process_run: Path, config_file: Path, run_directory: Path, tmp_path: Path, number: int, code: str
     ) -> None:
@@ -407,7 +410,7 @@ class TestBadSteps:
                     loss = loss * torch.nan
                 elif number == 1 and spoilt == "infinite loss":
                     loss = loss + torch.inf  # its gradient alone would be finite
-                propagate(loss).backward()
+                spoil_gradient(loss).backward()
                 if number == 1 and spoilt == "gradient":
                     model[0].weight.grad[1, 1] = torch.inf
                 bad = guard.judge(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
@@ -422,7 +425,7 @@ class TestBadSteps:
     def test_a_finite_loss_keeps_its_gradient_bit_for_bit(self) -> None:
         values = torch.randn(1000, requires_grad=True)
         (plain,) = torch.autograd.grad((values * values).sum().sin(), values)
-        (guarded,) = torch.autograd.grad(propagate((values * values).sum().sin()), values)
+        (guarded,) = torch.autograd.grad(spoil_gradient((values * values).sum().sin()), values)
         assert torch.equal(plain, guarded)
 
     def test_overflow_under_float16_is_no_bad_step(self) -> None:
@@ -520,19 +523,11 @@ class TestFailingParts:
     def test_the_others_end_when_a_process_is_lost(
         self, config_file: Path, run_directory: Path, tmp_path: Path, fault: str
     ) -> None:
-        codes = tmp_path / "codes"
-        codes.mkdir()
         options = ["train.timeout=10", "train.checkpoint_every=1", f"run.directory={run_directory}", "data.workers=1"]
         command = [FAULTY, fault, 1, 3, "--", "--cpu", "--config", config_file, *options]
-        with Started(command, tmp_path / "log", processes=2, EXIT_CODES=str(codes)) as run:
-            run.wait_until((run_directory / "checkpoints" / "step_2").is_dir)
-            started = time.monotonic()
-            while not (codes / "0").exists() or not (codes / "0").read_text():
-                assert time.monotonic() - started < 40, run.log.read_text()
-                time.sleep(0.1)
-            log = run.log.read_text()
-        assert "process 0 of 2: another process has ended or does not answer" in log and "--resume" in log
-        assert (codes / "0").read_text() == "1"
+        result = run_program_process(command, processes=2, patience=1 if fault == "hang" else 30, EXIT_CODES=tmp_path)
+        assert "process 0 of 2: another process has ended or does not answer" in result.err
+        assert "--resume" in result.err and (tmp_path / "0").read_text() == "1"
         assert [path.name for path in checkpoints(run_directory / "checkpoints")] == ["step_1", "step_2"]
 
     def test_a_loader_process_is_killed(self, config_file: Path, run_directory: Path) -> None:
@@ -552,6 +547,7 @@ class TestFailingParts:
 
 
 class TestSeveralMachines:
+    @pytest.mark.long
     @pytest.mark.parametrize("network", ["loopback", "namespaces"])
     def test_two_launchers_make_one_run(
         self, two_process_run: Path, config_file: Path, run_directory: Path, network: str, tmp_path: Path
@@ -594,11 +590,15 @@ class TestSlurm:
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
 
     def test_a_launcher_on_each_machine(self, config_file: Path, run_directory: Path, tmp_path: Path) -> None:
+        """Two machines with one process each train to the same weights as one machine with two."""
         srun = 'shift; for id in 0 1; do SLURM_NODEID=$id "$@" & done; wait -n; wait -n'
-        arguments = [config_file, "--cpu", f"run.directory={run_directory}", "train.max_steps=0"]
+        options, one_machine = [*INTERRUPTIBLE, "train.max_steps=2"], tmp_path / "one_machine"
+        command = ["train.py", "--cpu", "--config", config_file, f"run.directory={one_machine}", *options]
+        succeeded(run_program_process(command, processes=2, launcher_options=["--mixed_precision", "bf16"]))
+        arguments = [config_file, "--cpu", f"run.directory={run_directory}", *options]
         result = self.run(tmp_path, srun, arguments, cwd=REPOSITORY)
         assert result.returncode == 0, result.stderr
-        assert "2 x cpu" in result.stdout and len(read_metrics(run_directory)) == 1
+        assert "2 x cpu" in result.stdout and differences(one_machine, run_directory) == []
 
     @pytest.mark.parametrize("gpus", ["4", "a100:4"])
     def test_what_srun_does_not_take_over_is_exported(

@@ -54,7 +54,7 @@ def test_a_round_trip_is_exact(objective, tmp_path):
     config = tiny_config(objective, max_depth=77.0)
     model, batch = tiny_model(config), tiny_batch(config)
     model(batch)  # batch statistics away from their start
-    model.record_training(["drive"], [])
+    model.provenance.add_data(["drive"], [])
     model.save_pretrained(tmp_path / "model")
     again = FeatDepth.from_pretrained(tmp_path / "model")
     state, loaded = model.state_dict(), again.state_dict()
@@ -62,7 +62,7 @@ def test_a_round_trip_is_exact(objective, tmp_path):
     assert all(torch.equal(state[key], loaded[key]) and state[key].dtype == loaded[key].dtype for key in state)
     assert again.settings == model.settings and again.frames == model.frames and again.settings.max_depth == 77.0
     assert (again.height, again.width) == (model.height, model.width)
-    assert again.training_record == model.training_record and not again.training
+    assert again.provenance == model.provenance and not again.training
     assert [each.requires_grad for each in again.parameters()] == [each.requires_grad for each in model.parameters()]
     with torch.no_grad():
         for first, second in zip(model.eval()(batch), again(batch), strict=True):

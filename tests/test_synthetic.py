@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import call_program, run_program_process
 from PIL import Image
 
+from featdepth.data import synthetic
 from featdepth.data.kitti.calibration import Calibration
 from featdepth.data.kitti.ground_truth import lidar_depth, read_scan
 from featdepth.data.street.render import Painter, pulses
@@ -42,11 +42,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 def read_split(folder: Path, part: str) -> list[tuple[str, int, str]]:
     lines = (folder / "splits" / f"{part}_files.txt").read_text().splitlines()
     return [(name, int(frame), side) for name, frame, side in map(str.split, lines)]
-
-
-def program(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "featdepth.data.synthetic", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
 
 
 def sample(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -269,14 +264,12 @@ def test_other_things_are_left_alone(street: Path, tmp_path: Path) -> None:
     "arguments", [["--drives", 0], ["--frames", 1], ["--height", 4], ["--seed", -1], ["--workers", 0], ["--width", "x"]]
 )
 def test_bad_arguments_end_in_one_line(tmp_path: Path, arguments: list[object]) -> None:
-    result = program(tmp_path / "out", *arguments)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and str(arguments[0]) in result.stderr
+    assert str(arguments[0]) in call_program(synthetic.main, tmp_path / "out", *arguments).error_line()
     assert not (tmp_path / "out").exists()
 
 
 def test_program_says_when_the_street_is_there(street: Path) -> None:
     arguments = [f"--{name}={value}" for name, value in SMALL.items()]
-    result = program(street, *arguments)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "already there" in result.stdout
+    result = run_program_process(["-m", "featdepth.data.synthetic", street, *arguments])
+    assert (result.code, result.err) == (0, "")
+    assert "already there" in result.out

@@ -17,10 +17,10 @@ from featdepth.data.kitti.drives import KITTI_DRIVES
 from featdepth.data.kitti.oxts import read_speed, read_times
 from featdepth.data.listing import read_matrix, read_numbers
 from featdepth.data.samples import read_list
-from featdepth.data.sets.cityscapes import read_record as read_cityscapes
 from featdepth.data.sets.cityscapes import read_timestamp
+from featdepth.data.sets.cityscapes import read_values as read_cityscapes
 from featdepth.data.sets.clips import read_record
-from featdepth.data.sets.eth3d import read_lines
+from featdepth.data.sets.eth3d import read_thin_prism_cameras
 from featdepth.data.sets.euroc_files import read_images, read_sensor
 from featdepth.data.sets.seven_scenes import split_drives
 from featdepth.data.sets.tum_rgbd import read_file_list
@@ -46,7 +46,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "cityscapes": (json.dumps({"extrinsic": {"baseline": 0.2}}), lambda path: read_cityscapes(str(path), "the camera")),
     "timestamp": ("1400000000\n", lambda path: read_timestamp(str(path))),
     "seven_scenes": ("sequence1\nsequence2\n", lambda path: list(split_drives(path.parent, path))),
-    "eth3d": ("1 THIN_PRISM_FISHEYE 1 2\n3 4\n", read_lines),
+    "eth3d": ("1 THIN_PRISM_FISHEYE 64 32" + 12 * " 0.5" + "\n# done\n", read_thin_prism_cameras),
     "euroc_sensor": ("rate_hz: 20\nresolution: [752, 480]\n", read_sensor),
     "kitti_trajectory": (POSE * 2, lambda path: read_trajectory(path).poses.tolist()),
     "tum_trajectory": ("1 0 0 0 0 0 0 1\n2 0 0 0 0 0 0 1\n", lambda path: read_trajectory(path).times.tolist()),

@@ -52,7 +52,7 @@ class TestOneProcess:
         for name in ("model", "model_last"):
             model = FeatDepth.from_pretrained(finished_run / name)
             assert (model.height, model.width, model.settings.objective) == (64, 96, "photometric")
-            assert len(model.training_record["drives"]) == 4 and model.training_record["contaminated"] == []
+            assert len(model.provenance.drives) == 4 and model.provenance.contaminated == []
         for step in (5, 6):
             with Image.open(finished_run / "images" / f"step_{step:07}.png") as picture:
                 # Two samples; three frames, disparity, reconstruction, error, automask.
@@ -279,7 +279,7 @@ from featdepth.data import build_dataset
 from featdepth.parallel.accelerator import make_accelerator
 from featdepth.training.journal import IntervalLog
 from featdepth.parallel.processes import gather_values
-from train import make_loader
+from featdepth.parallel.loaders import make_loader
 
 config = load_config(sys.argv[1], ["data.skip_bad_frames=true"])
 accelerator = make_accelerator(config, cpu=True)

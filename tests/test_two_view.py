@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from featdepth.data.synthetic import Drive, Frame, Street, render_frame
+from featdepth.data.synthetic import Drive, RenderedFrame, Street, render_frame
 from featdepth.geometry import pose_from_vector
 from featdepth.two_view import matching
 from featdepth.two_view.relative_pose import (
@@ -109,18 +109,18 @@ class TestMatching:
 
 
 @pytest.fixture(scope="module")
-def street() -> tuple[Drive, list[Frame]]:
+def street() -> tuple[Drive, list[RenderedFrame]]:
     """A drive of the synthetic street and two of its frames."""
     drive = Drive(Street(frames=3, height=96, width=320, seed=2), 1)
     return drive, [render_frame(drive, frame) for frame in (0, 1)]
 
 
-def grey(frame: Frame) -> np.ndarray:
+def grey(frame: RenderedFrame) -> np.ndarray:
     return frame.image.astype(float).mean(-1).round().astype(np.uint8)
 
 
 class TestStreet:
-    def test_matches_are_where_the_geometry_says(self, street: tuple[Drive, list[Frame]]) -> None:
+    def test_matches_are_where_the_geometry_says(self, street: tuple[Drive, list[RenderedFrame]]) -> None:
         drive, (one, other) = street
         matches = match_frames(grey(one), grey(other))
         other_from_one = np.linalg.inv(drive.camera_pose(1)) @ drive.camera_pose(0)
@@ -133,7 +133,7 @@ class TestStreet:
         assert kept.sum() > 100
         assert np.median(errors) < 0.25 and (errors < 2).mean() > 0.85
 
-    def test_relative_pose(self, street: tuple[Drive, list[Frame]]) -> None:
+    def test_relative_pose(self, street: tuple[Drive, list[RenderedFrame]]) -> None:
         drive, (one, other) = street
         other_from_one = np.linalg.inv(drive.camera_pose(1)) @ drive.camera_pose(0)
         view = relative_pose(match_frames(grey(one), grey(other)), drive.rig.intrinsics)

@@ -26,13 +26,14 @@ from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms
 from featdepth.parallel.accelerator import bare_model, begin_pass, compiled, make_accelerator, records_graphs
 from featdepth.training.checkpoint import Progress, checkpoints, resume, save_checkpoint
-from featdepth.training.conditions import circumstances
+from featdepth.training.conditions import conditions_of
 
 REFERENCE = Path(__file__).parent / "data"
 # Sums in another order: of a loss, and of a gradient relative to the largest of its tensor.
 ROUNDING, GRADIENT_ROUNDING = 1e-5, 1e-4
 # Of bfloat16 networks under a float32 objective, relative to float32's loss.
 BFLOAT16_LOSS = 0.03
+LONG = pytest.mark.long  # what one other case of the same tests, or a smaller one, covers
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,9 @@ def assert_same_statistics(one: nn.Module, other: nn.Module) -> None:
 
 
 class TestCompiledStep:
-    @pytest.mark.parametrize("objective", OBJECTIVES)
+    @pytest.mark.parametrize(
+        "objective", [each if each == "feature_metric" else pytest.param(each, marks=LONG) for each in OBJECTIVES]
+    )
     def test_one_graph_serves_all_values(self, objective: str) -> None:
         config = tiny_config(objective, [0, -1, "s"] if objective == "photometric" else [0, -1])
         model = tiny_model(config)
@@ -178,30 +181,35 @@ def plain_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return directory
 
 
+AUTOENCODER = ("model.objective=autoencoder", "data.frames=[0]")  # the quickest to compile
+
+
 class TestCompiledRun:
-    def test_run_and_its_continuation(self, config_file: Path, plain_run: Path, tmp_path: Path) -> None:
-        directory, continued = tmp_path / "run", tmp_path / "continued"
+    @pytest.mark.parametrize("options", [AUTOENCODER, pytest.param((), marks=LONG)], ids=["autoencoder", "photometric"])
+    def test_run_and_its_continuation(self, options: tuple[str, ...], config_file: Path, tmp_path: Path) -> None:
+        plain, directory, continued = (tmp_path / name for name in ("plain", "run", "continued"))
+        run_here(config_file, plain, *options)
         counters.clear()
-        out = run_here(config_file, directory, ACCELERATE_DYNAMO_BACKEND="eager")
+        out = run_here(config_file, directory, *options, ACCELERATE_DYNAMO_BACKEND="eager")
         assert "compilation eager" in out
         # Augmentation in training; networks and losses in training and in validation.
         assert counters["stats"]["unique_graphs"] == 1 + 2 + 2 and not counters["graph_break"]
-        assert_same_metrics(directory, plain_run, tolerance=1e-4)
+        assert_same_metrics(directory, plain, tolerance=1e-4)
         FeatDepth.from_pretrained(directory / "model")
 
         interrupted_copy(directory, continued, step=1)
-        out = run_here(config_file, continued, "--resume", ACCELERATE_DYNAMO_BACKEND="eager")
+        out = run_here(config_file, continued, *options, "--resume", ACCELERATE_DYNAMO_BACKEND="eager")
         assert "continued from" in out and "note:" not in out
         assert differences(directory, continued) == []
 
-    def test_two_processes(self, config_file: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("backend", ["no", pytest.param("eager", marks=LONG)])
+    def test_two_processes(self, backend: str, config_file: Path, tmp_path: Path) -> None:
         """Two processes do in a step what one does with the batches of both, batch statistics included."""
         one, two = tmp_path / "one", tmp_path / "two"
-        options = ["model.objective=autoencoder", "data.frames=[0]"]  # the quickest to compile
-        run_here(config_file, one, *options, "train.batch_size=2")
-        words = ["train.py", "--cpu", "--config", config_file, f"run.directory={two}", *SHORT_RUN, *options]
-        result = succeeded(run_program_process(words, processes=2, launcher_options=["--dynamo_backend", "eager"]))
-        assert "2 x cpu" in result.out and "compilation eager" in result.out
+        run_here(config_file, one, *AUTOENCODER, "train.batch_size=2")
+        words = ["train.py", "--cpu", "--config", config_file, f"run.directory={two}", *SHORT_RUN, *AUTOENCODER]
+        result = succeeded(run_program_process(words, processes=2, launcher_options=["--dynamo_backend", backend]))
+        assert "2 x cpu" in result.out and ("compilation eager" in result.out) == (backend == "eager")
         losses = [[line["loss"] for line in read_metrics(each)] for each in (one, two)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) == 3
         last = checkpoints(two / "checkpoints")[-1]
@@ -217,7 +225,7 @@ class TestCompiledRun:
             forget_accelerator()
             accelerator = Accelerator(cpu=True, dynamo_backend=backend)
             assert bare_model(accelerator, accelerator.prepare(model)) is model
-            conditions = circumstances(accelerator, config, [], [])
+            conditions = conditions_of(accelerator, config, [], [], 1)
             if model is models[0]:
                 save_checkpoint(accelerator, tmp_path, Progress(step=1, interval=[[0.5] * 7]), conditions, keep=1)
             else:
@@ -294,9 +302,14 @@ def kept_bytes(model: FeatDepth, run: Callable[[], object]) -> int:
 class TestGradientCheckpointing:
     @pytest.mark.parametrize(
         ("objective", "precision"),
-        [*zip(OBJECTIVES, 4 * [torch.float32], strict=True), ("joint", torch.bfloat16)],
+        [
+            *((objective, torch.float32) for objective in OBJECTIVES if objective != "joint"),
+            pytest.param("joint", torch.float32, marks=LONG),
+            ("joint", torch.bfloat16),
+        ],
         ids=str,
     )
+    @pytest.mark.usefixtures("whole_resnet18")
     def test_changes_memory_alone(self, objective: str, precision: torch.dtype) -> None:
         config = tiny_config(objective, [0, 1])
         batch = tiny_batch(config)
@@ -336,6 +349,8 @@ class TestGradientCheckpointing:
         for each, (momentum, count) in zip(norms, settings, strict=True):
             assert each.momentum == momentum and each.num_batches_tracked is count
 
+    @pytest.mark.long
+    @pytest.mark.usefixtures("whole_resnet18")
     def test_compiled(self) -> None:
         config = tiny_config("autoencoder", [0])
         batch = tiny_batch(config)
@@ -367,7 +382,8 @@ def reference(name: str) -> tuple[dict[str, np.ndarray], tuple[FeatDepth, dict[s
 
 
 class TestPrecision:
-    @pytest.mark.parametrize("variant", ["recomputed", "channels last", "compiled"])
+    @pytest.mark.usefixtures("whole_resnet18")
+    @pytest.mark.parametrize("variant", ["recomputed", "channels last", pytest.param("compiled", marks=LONG)])
     def test_reference_is_reproduced(self, variant: str) -> None:
         """Outputs within the tolerances of the plain form; terms, all in float32, within 1e-3."""
         case, (model, batch, config) = reference("featdepth_mono_r50")
@@ -388,6 +404,8 @@ class TestPrecision:
         assert len(outputs) > 5 and [each for each in outputs if not each.passed] == []
         assert len(terms) > 8 and [each for each in terms if each.error > check_reference.FLOAT32_TERM] == []
 
+    @pytest.mark.long
+    @pytest.mark.usefixtures("whole_resnet18")
     def test_bfloat16_networks_are_near_the_reference(self) -> None:
         """Disparities and reconstructions within 0.01 of a range of 1, poses within 0.001, total loss within 1 %."""
         case, (model, batch, config) = reference("featdepth_joint_r50")

@@ -9,7 +9,7 @@ import pytest
 
 from featdepth.config import parse_override
 from featdepth.config.values import override
-from featdepth.wording import command, count
+from featdepth.console import command, count
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def run_warm(
     time_limit: float,
     launcher_options: Sequence[str] = (),
     file_limit: int | None = None,
+    patience: float = PATIENCE,
 ) -> tuple[int, str, str]:
     """Run a program (`words`: a script, or -m and a module, and its arguments): exit code, output, errors.
 
@@ -61,7 +62,7 @@ def run_warm(
         paths = folder / f"out_{rank}", folder / f"err_{rank}"
         started.append(context.Process(target=become, args=(words, own, *paths, file_limit)))
         started[-1].start()
-    code = wait(started, time_limit)
+    code = wait(started, time_limit, patience)
     out, err = (
         "".join((folder / f"{name}_{rank}").read_text() for rank in range(processes)) for name in ("out", "err")
     )
@@ -84,13 +85,13 @@ def launched_environment(processes: int, launcher_options: Sequence[str]) -> dic
     }
 
 
-def wait(started: list[BaseProcess], time_limit: float) -> int:
+def wait(started: list[BaseProcess], time_limit: float, patience: float) -> int:
     """The exit code of the first process that failed, or 0."""
     limit, code = time.monotonic() + time_limit, 0
     while running := [each for each in started if each.exitcode is None]:
         failed = [each.exitcode for each in started if each.exitcode]
         if failed and not code:
-            code, limit = failed[0], min(limit, time.monotonic() + PATIENCE)
+            code, limit = failed[0], min(limit, time.monotonic() + patience)
         if time.monotonic() > limit:
             for each in running:
                 each.kill()

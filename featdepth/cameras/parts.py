@@ -12,8 +12,8 @@ import numpy as np
 
 from featdepth.cameras.lenses import COEFFICIENTS, Lens, check_pinhole
 from featdepth.config.values import shown
+from featdepth.console import count
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 LARGEST_SIDE = 100_000  # pixels
 SHARES = 10.0  # focal lengths below it, with a principal point up to LARGEST_SHARE, are shares of the image's size

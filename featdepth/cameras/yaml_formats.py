@@ -18,8 +18,8 @@ from featdepth.cameras.lenses import Lens
 from featdepth.cameras.parts import checked_size, make_lens, parse_numbers
 from featdepth.cameras.pinhole import matrix
 from featdepth.config.values import parse_yaml, shown
+from featdepth.console import count
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 # What OpenCV's files have in place of YAML's own version line, tags that say what the keys below them say anyway, and
 # the end of a message that ROS prints.

@@ -9,10 +9,10 @@ from itertools import pairwise
 
 from featdepth.config.keys import Config
 from featdepth.config.values import shown
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.kinds import BUILT_IN_SPLITS, CITYSCAPES_CUT, KINDS, PROTOCOLS
 from featdepth.scale import scale_of_training
-from featdepth.wording import count
 
 COMMAND_LINE = "command line"
 STRIDE = 32  # of the deepest feature map

@@ -108,7 +108,6 @@ class Train:
     keep_checkpoints: int = 3  # newest checkpoints that are kept
     max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite: at so many the run ends
     timeout: int = 600  # seconds that a process waits for the others before it gives up
-    sync_batch_norm: bool = True  # batch statistics over all processes
     gradient_checkpointing: bool = False  # less memory for more time: backward recomputes activations; same values
     panel_samples: int = 4  # validation samples shown in images/
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from featdepth.console import count
 from featdepth.data.augment import augment
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.mix import MixedDataset, leaked_drives, mix
 from featdepth.data.splits import check_leakage
 from featdepth.errors import InputError
 from featdepth.kinds import KINDS
-from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.config import Config

@@ -1,4 +1,4 @@
-"""Which poses the second camera of a rectified pair can have, and the unit that impossible ones may be in."""
+"""Which poses the second camera of a rectified pair can have, and in which unit an impossible one probably is."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from featdepth.config import Config, load_config, parse_arguments
-from featdepth.console import watched
+from featdepth.console import count, watched
 from featdepth.data import build_dataset
 from featdepth.data.cached.frame_cache import FrameCache
 from featdepth.data.cached.shards import (
-    Source,
+    FrameIdentity,
     identify,
     is_current,
     keep_only,
@@ -38,7 +38,6 @@ from featdepth.data.cached.shards import (
 )
 from featdepth.data.dataset import SKIPPING_ADVICE
 from featdepth.errors import InputError, run_program
-from featdepth.wording import count
 
 PARTS = ("train", "validation")
 THERE, ADDED, NO_ROOM, UNREADABLE = range(4)
@@ -146,11 +145,11 @@ def check(root: Path) -> None:
     total = Counter()
     for folder in size_folders(root):
         counts: Counter[str] = Counter()
-        seen: set[Source] = set()
+        earlier: set[FrameIdentity] = set()
         shards = list(shard_files(folder, ".index"))
         for index in watched(shards, "checking", "files", len(shards)):
             for _, source, frame in read_shard(index):
-                counts[verdict(source, frame, seen)] += 1
+                counts[verdict(source, frame, earlier)] += 1
         print(f"{folder.name}: {listed(counts)}")
         total += counts
     print(f"{used_bytes(root) / 1e9:.3g} GB in {root}")
@@ -160,8 +159,8 @@ def check(root: Path) -> None:
         )
 
 
-def verdict(source: Source | None, frame: np.ndarray | None, seen: set[Source]) -> str:
-    """GOOD, or why a frame is of no use; `seen`: those before it of the same size and crop, to which it is added."""
+def verdict(source: FrameIdentity | None, frame: np.ndarray | None, earlier: set[FrameIdentity]) -> str:
+    """GOOD, or why a frame is of no use; `earlier`: those before it of the same size and crop, to which it is added."""
     if source is None or frame is None:
         return "damaged"
     try:
@@ -170,16 +169,16 @@ def verdict(source: Source | None, frame: np.ndarray | None, seen: set[Source]) 
         current = False
     if not current:
         return "out of date"
-    if source in seen:
+    if source in earlier:
         return "double"
-    seen.add(source)
+    earlier.add(source)
     return GOOD
 
 
 def shrink(root: Path, limit: int | None) -> None:
     """Keep the good frames, of them the newest until `limit` bytes. Running programs decode again what they miss."""
     before, counts = used_bytes(root), Counter()
-    seen: defaultdict[Path, set[Source]] = defaultdict(set)  # by the folder of their size
+    earlier: defaultdict[Path, set[FrameIdentity]] = defaultdict(set)  # by the folder of their size
     shards = [index for folder in size_folders(root) for index in shard_files(folder, ".index")]
     shards.sort(key=lambda index: index.stat().st_mtime_ns, reverse=True)
     room = float("inf") if limit is None else limit
@@ -187,7 +186,7 @@ def shrink(root: Path, limit: int | None) -> None:
         outdated = not is_current(index.parent)
         kept = []
         for slot, (line, source, frame) in enumerate(read_shard(index)):
-            name = "of another version" if outdated else verdict(source, frame, seen[index.parent])
+            name = "of another version" if outdated else verdict(source, frame, earlier[index.parent])
             if name == GOOD:
                 room -= len(line) + frame.nbytes
                 name = GOOD if room >= 0 else "beyond the limit"

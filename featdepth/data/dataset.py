@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.config.keys import Config
+from featdepth.console import count, first_names
 from featdepth.data.baselines import check_stereo_pose
 from featdepth.data.footage import Footage
 from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
@@ -19,7 +20,6 @@ from featdepth.data.samples import STEREO, Sample, list_file, read_list
 from featdepth.data.selection import count_unknown, moving_samples
 from featdepth.errors import InputError
 from featdepth.geometry import crop_intrinsics, resize_intrinsics
-from featdepth.wording import count
 
 UNNUMBERED = -1  # the camera of a sample whose intrinsics no model has learned
 SKIPPING_ADVICE = ", or set data.skip_bad_frames=true"  # in errors of single frames
@@ -149,15 +149,18 @@ class FrameDataset(Footage, Dataset):
     def number_cameras(self, names: Sequence[str]) -> None:
         """Give each sample `camera`, the place of its camera among `names`, those of the training samples; -1: none.
 
+        Nothing changes without `names`: no intrinsics are learned then.
         Raises InputError where intrinsics that were not learned are not known otherwise either.
         """
+        if not names:
+            return
         self.camera_numbers = {name: number for number, name in enumerate(names)}
         strangers = sorted({self.camera_name(sample) for sample in self.samples} - self.camera_numbers.keys())
         if strangers and self.guesses_intrinsics:
-            shown_names = ", ".join(strangers[:3]) + (f" and {len(strangers) - 3} more" if len(strangers) > 3 else "")
             raise InputError(
-                f"model.intrinsics is learned, and no training sample is of the camera {shown_names}, whose intrinsics "
-                "are not known either; validate on the cameras that the model is trained on, as with data.split time"
+                f"model.intrinsics is learned, and no training sample is of the camera {first_names(strangers)}, whose "
+                "intrinsics are not known either; validate on the cameras that the model is trained on, as with "
+                "data.split time"
             )
 
     def distances(self, sample: Sample) -> list[float]:

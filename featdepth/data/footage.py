@@ -43,15 +43,15 @@ class Footage(ABC):
 
     @abstractmethod
     def open_root(self, config: Config) -> None:
-        """Look at the folder of the data. Raises InputError where it is none of this kind."""
+        """Open the folder of the data. Raises InputError where it holds nothing of this kind."""
 
     @abstractmethod
     def built_in_samples(self, config: Config, part: str) -> list[Sample]:
-        """The samples of a part of a built-in split; InputError where there is none."""
+        """The samples of a part of a built-in split; InputError where it has none."""
 
     @abstractmethod
     def image_path(self, sample: Sample, frame: int | str) -> str | None:
-        """The image of one of the sample's frames: an offset in time, or "s" for the other camera; None: not there."""
+        """The image of one of the sample's frames: an offset in time or "s" (the other camera); None: there is none."""
 
     @abstractmethod
     def camera_of(self, sample: Sample) -> Hashable:
@@ -77,12 +77,16 @@ class Footage(ABC):
         """The sample's camera, where intrinsics are learned: samples of one name have one intrinsics."""
         return str(self.camera_of(sample))
 
+    def assumes_intrinsics(self, sample: Sample) -> bool:
+        """Whether the intrinsics of the sample's drive are those of `data.field_of_view`, for want of a calibration."""
+        return False
+
     def intrinsics_source(self, sample: Sample) -> str:
         """Where the intrinsics of the sample's drive come from, in words."""
         return self.calibration_name
 
     def recordings(self) -> list[str]:
-        """What a model remembers to have seen: drives, or "<drive> <first>-<last>" for some frames of one; sorted."""
+        """What a model remembers of its training: drives or "<drive> <first>-<last>" for some of its frames; sorted."""
         return self.drives
 
     def moving_path(self, sample: Sample) -> str | None:

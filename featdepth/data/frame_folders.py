@@ -1,4 +1,4 @@
-"""Folders of images as one sequence of frames, and what in them is none."""
+"""Folders of images as one sequence of frames, and files in them that are not frames."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from featdepth.console import count
 from featdepth.data.images import LOOKED_AT, decoded, formats_of, is_deep
 from featdepth.data.listing import CONVERT, NO_IMAGE, list_images, other_photos
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 MOST_NAMINGS = 64  # ways of naming files in a folder that are looked at
 
@@ -18,7 +18,7 @@ MOST_NAMINGS = 64  # ways of naming files in a folder that are looked at
 def list_sequence(folder: Path) -> list[str]:
     """The images in `folder` in natural order, which are the frames of one camera.
 
-    Raises InputError where there are none, and for what would be taken for a frame and is none, or be missing: photos
+    Raises InputError where there are none, and for files that would be mistaken for frames or silently left out: photos
     in formats that are not read, the same frame in two formats, and depth beside pictures.
     """
     images, others = list_images(folder), other_photos(folder)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.errors import InputError
-from featdepth.files import read_text
-from featdepth.wording import count
+from featdepth.files import numbered_lines
 
 # Formats that are read, by Pillow's names, and the endings of their files. What Pillow reads beyond them draws pages,
 # runs other programs, or shows no photos.
@@ -94,12 +94,9 @@ def read_numbers(path: str | Path, columns: int, what: str) -> np.ndarray:
     no table of finite numbers.
     """
     rows = []
-    for number, line in enumerate(read_text(path, LARGEST_TABLE, what).splitlines(), 1):
-        words = line.replace(",", " ").split()
-        if not words or words[0].startswith("#"):
-            continue
+    for number, line in numbered_lines(path, LARGEST_TABLE, what):
         try:
-            values = [float(word) for word in words]
+            values = [float(word) for word in line.replace(",", " ").split()]
         except ValueError:
             values = []
         if len(values) != columns or not np.isfinite(values).all():

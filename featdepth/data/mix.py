@@ -6,7 +6,7 @@ evaluation are of this configuration's own data.
 
 An epoch has as many positions as there are samples. The loader shuffles positions, and which sample a position shows is
 drawn from (seed, epoch) alone: the same on every process and worker and after a resume. Weights decide how many
-positions a drive has; within a drive no sample comes again before all the others have been seen.
+positions a drive has; within a drive no sample comes again before all the others have come.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch.utils.data import Dataset
 
 from featdepth.config import Config, load_config
 from featdepth.config.checks import check_config
+from featdepth.console import count
 from featdepth.data.splits import check_leakage, frame_range, is_among, leaks, part_drives
 from featdepth.errors import InputError
 from featdepth.kinds import KINDS
-from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.data.dataset import FrameDataset
@@ -191,7 +191,7 @@ class MixedDataset(Dataset):
         return item
 
     def recordings(self) -> list[str]:
-        """What a model remembers to have seen, of all members; sorted."""
+        """What a model remembers that it was trained on, of all members; sorted."""
         return sorted({name for member in self.members for name in member.recordings()})
 
     def describe(self) -> str:

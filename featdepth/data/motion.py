@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from featdepth.config import Config, load_config, parse_arguments
-from featdepth.console import Display
+from featdepth.console import Display, count
 from featdepth.data import build_dataset
 from featdepth.data.dataset import SKIPPING_ADVICE, FrameDataset
 from featdepth.data.mix import mixed_configs
@@ -32,7 +32,6 @@ from featdepth.data.selection import pairs_of, smallest_distance, smallest_motio
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.two_view.matching import Features, find_features, match_features, motion
-from featdepth.wording import count
 
 MEASURED_WIDTH = 320  # pixels: motion is measured at no more than this
 RUN = 32  # pairs that are measured in one go; frames that follow each other are then decoded once

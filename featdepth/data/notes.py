@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
+from featdepth.console import count
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.mix import MixedDataset
+from featdepth.data.samples import Sample
 from featdepth.data.shape import fitting_size, squeezed
-from featdepth.wording import count
 
 MOST_SQUEEZED = 1.25  # ratio of two aspect ratios: beyond it pictures are noticeably squeezed
-FIELD_OF_VIEW = "data.field_of_view"  # how a source begins that is an angle, and no calibration
 
 
 def describe_intrinsics(members: Sequence[FrameDataset], learned: bool) -> str:
@@ -22,13 +22,13 @@ def describe_intrinsics(members: Sequence[FrameDataset], learned: bool) -> str:
 
 
 def describe_member(member: FrameDataset, learned: bool) -> str:
-    """The intrinsics of one data set's training samples: how they are had, from what, and their values in pixels."""
+    """The intrinsics of one data set's training samples: where they come from, and their values in pixels."""
     values = torch.stack(list(member.intrinsics.values()))
     height, width = member.size
     if member.config.intrinsics == "fixed":
         source = "fixed, of the published code (data.intrinsics)"
     elif member.guesses_intrinsics:
-        source = f"{FIELD_OF_VIEW} of {member.config.field_of_view:g} degrees"
+        source = f"data.field_of_view of {member.config.field_of_view:g} degrees"
     else:
         most = sources_of(member).most_common(3)
         source = ", ".join(f"{name} of {count(drives, 'drive')}" for name, drives in most)
@@ -42,8 +42,12 @@ def describe_member(member: FrameDataset, learned: bool) -> str:
 
 def sources_of(member: FrameDataset) -> Counter[str]:
     """Where the intrinsics of a data set's drives come from, in words, and of how many drives."""
-    first = {sample.drive: sample for sample in reversed(member.samples)}
-    return Counter(member.intrinsics_source(sample) for sample in first.values())
+    return Counter(map(member.intrinsics_source, first_samples(member)))
+
+
+def first_samples(member: FrameDataset) -> list[Sample]:
+    """The first sample of each drive."""
+    return list({sample.drive: sample for sample in reversed(member.samples)}.values())
 
 
 def span(values: torch.Tensor) -> str:
@@ -72,7 +76,7 @@ def starts_from_angle(member: FrameDataset) -> bool:
     """Whether the intrinsics of any drive come from `data.field_of_view`, to be learned or as they are."""
     if member.guesses_intrinsics or member.config.intrinsics == "fixed":
         return member.guesses_intrinsics
-    return any(source.startswith(FIELD_OF_VIEW) for source in sources_of(member))
+    return any(map(member.assumes_intrinsics, first_samples(member)))
 
 
 def shape_note(data: FrameDataset | MixedDataset, size: tuple[int, int]) -> str | None:

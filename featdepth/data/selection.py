@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from featdepth.console import count
 from featdepth.data.footage import Footage
 from featdepth.data.samples import Sample
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 if TYPE_CHECKING:
     from featdepth.data.motion_record import MotionRecord, Pair

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from itertools import combinations
 
 from featdepth.config.keys import Config
+from featdepth.console import first_names
 from featdepth.data.samples import LIST_FILES, list_file, read_list
 from featdepth.errors import InputError
 from featdepth.kinds import KINDS
@@ -62,10 +63,10 @@ def check_leakage(config: Config) -> list[str]:
     found = leaks(config)
     if found and not config.data.allow_leakage:
         (one, other), drives = next(iter(found.items()))
-        names = ", ".join(drives[:5]) + (f" and {len(drives) - 5} more" if len(drives) > 5 else "")
         raise InputError(
-            f"{one} ({source_name(config, one)}) and {other} ({source_name(config, other)}) share drives: {names}; "
-            "make the lists disjoint by drive, or set data.allow_leakage=true, which marks all results as contaminated"
+            f"{one} ({source_name(config, one)}) and {other} ({source_name(config, other)}) share drives: "
+            f"{first_names(drives, 5)}; make the lists disjoint by drive, or set data.allow_leakage=true, which marks "
+            "all results as contaminated"
         )
     return sorted({drive for drives in found.values() for drive in drives})
 

@@ -23,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from featdepth.config import Parser
 from featdepth.config.values import shown
-from featdepth.console import Display
+from featdepth.console import Display, count
 from featdepth.data.images import KITTI_DEPTH_UNITS
 from featdepth.data.street.kitti_formats import DATES, INTERVAL, OXTS_FIELDS, Rig, oxts_line, timestamps
 from featdepth.data.street.layout import KINDS, build_street
@@ -33,8 +34,7 @@ from featdepth.data.street.rays import camera_rays, cast, scanner_rays
 from featdepth.data.street.render import Painter
 from featdepth.data.street.scene import Solids
 from featdepth.errors import InputError, run_program
-from featdepth.files import read_json, write_text
-from featdepth.wording import count
+from featdepth.files import read_object, write_text
 
 VERSION = 3  # of the street's looks and geometry: raise it when they change
 RECORD = "street.json"
@@ -74,7 +74,7 @@ class Street:
                 raise InputError(f"--{name} {value}: has to be from {low} to {high}")
 
 
-class Frame(NamedTuple):
+class RenderedFrame(NamedTuple):
     """One rendered frame."""
 
     image: np.ndarray  # uint8 [H, W, 3]
@@ -128,13 +128,13 @@ class Drive:
         return np.stack([length * x, length * y, length * z, reflectance], -1)[kept].astype("<f4")
 
 
-def render_frame(drive: Drive, frame: int, camera: int = 2) -> Frame:
+def render_frame(drive: Drive, frame: int, camera: int = 2) -> RenderedFrame:
     """One frame with its exact geometry."""
     rig, pose = drive.rig, drive.camera_pose(frame, camera)
     solids: Solids = drive.scene.at(INTERVAL * frame)[0]
     depth, surface = cast(camera_rays(rig.intrinsics, rig.height, rig.width, pose), solids)
     moving = (surface > 6 * len(drive.scene.static.planes)) & (surface <= 6 * len(solids.planes))
-    return Frame(drive.image(frame, camera), depth, moving)
+    return RenderedFrame(drive.image(frame, camera), depth, moving)
 
 
 def drive_parts(drives: int) -> dict[str, range]:
@@ -215,11 +215,10 @@ def claim(out: Path, street: Street) -> bool:
             raise InputError(f"{out}: is not empty and holds no synthetic street; choose a new or empty folder")
         write_record(out, street, complete=False)
         return False
-    try:
-        found = read_json(record, LARGEST_RECORD, "the record of the street")
-        complete = bool(found.pop("complete"))
-    except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{record}: cannot be understood; remove {out} or choose another folder") from error
+    problem = f"cannot be understood; remove {out} or choose another folder"
+    found = read_object(record, LARGEST_RECORD, "the record of the street", problem)
+    if type(complete := found.pop("complete", None)) is not bool:
+        raise InputError(f"{record}: {problem}")
     if found != parameters(street):
         described = shown(found)
         raise InputError(f"{out}: holds another street ({described}); remove it or choose another folder")
@@ -252,7 +251,7 @@ def write_drive(out: Path, street: Street, index: int) -> None:
     os.replace(partial, final)
 
 
-def write_pictures(folder: Path, number: int, camera: int, frame: Frame) -> None:
+def write_pictures(folder: Path, number: int, camera: int, frame: RenderedFrame) -> None:
     """Write a camera's picture, its depth (16 bits, 256 to a metre; 0: sky, or 256 m and more) and moving pixels."""
     depth = np.round(frame.depth * np.float32(KITTI_DEPTH_UNITS))
     depth[depth > np.iinfo(np.uint16).max] = 0
@@ -291,16 +290,9 @@ def parameters(street: Street) -> dict[str, float]:
     return values
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Reports wrong arguments as all bad input is reported."""
-
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; see --help")
-
-
 def main() -> None:
     """Command line."""
-    parser = OneLineParser(
+    parser = Parser(
         prog="python -m featdepth.data.synthetic",
         description="Write a synthetic street in KITTI's raw layout: stereo pictures, laser scans, inertial data, "
         "calibration, and lists of training, validation and test frames (disjoint by drive) in OUT/splits.",

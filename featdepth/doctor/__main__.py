@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from featdepth.config import load_config, parse_arguments
+from featdepth.console import count
 from featdepth.doctor.cost import check_cost
 from featdepth.doctor.findings import PROBLEM, WARNING, Finding, faults_of
 from featdepth.doctor.focal_length import check_focal_length
@@ -30,7 +31,6 @@ from featdepth.doctor.times import check_files, check_neighbours, check_parts, c
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.parallel.host import one_thread
-from featdepth.wording import count
 
 SAMPLES = 24
 # In this order: some checks mean nothing after the faults that others found.

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from featdepth.config import Config
+from featdepth.console import count
 from featdepth.data import augment
 from featdepth.data.dataset import FrameDataset
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
@@ -18,7 +19,6 @@ from featdepth.errors import InputError
 from featdepth.models import FeatDepth, build_model
 from featdepth.objective import compute_losses
 from featdepth.parallel.host import peak_memory_gb
-from featdepth.wording import count
 
 CHECK = "cost"
 LONGEST = 20.0  # seconds that a step of the whole batch may take here; else it is estimated from one sample

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from featdepth.console import count, first_names
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
 from featdepth.doctor.reprojection import Fit, fit_motion
 from featdepth.doctor.survey import Pair, Survey, samples_by_drive, spread
 from featdepth.two_view.relative_pose import Matches, parallax
-from featdepth.wording import count
 
 CHECK = "ground_truth"
 MOST_DRIVES = 16
@@ -38,7 +38,7 @@ class Looked(NamedTuple):
     depth: np.ndarray  # float32 [h, w], metres, 0 = none
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """How well a frame's depth explains the motion of its points, against others."""
 
     looked: Looked
@@ -112,7 +112,7 @@ def best_pair(survey: Survey, part: str, sample: Sample) -> Pair | None:
     return best
 
 
-def judge(survey: Survey, looked: Looked, all_looked: list[Looked]) -> Verdict | None:
+def judge(survey: Survey, looked: Looked, all_looked: list[Looked]) -> Judgement | None:
     """The own depth against others; None where too few points have one."""
     pair = looked.pair
     intrinsics = survey.intrinsics(looked.part, pair.sample)
@@ -130,7 +130,7 @@ def judge(survey: Survey, looked: Looked, all_looked: list[Looked]) -> Verdict |
     if not ratios:
         return None
     others, beaten = float(np.median(ratios)) * fit.misfit, float((np.array(ratios) > 1).mean())
-    return Verdict(looked, fit.misfit, others, beaten, float(np.linalg.norm(fit.translation)))
+    return Judgement(looked, fit.misfit, others, beaten, float(np.linalg.norm(fit.translation)))
 
 
 def other_depths(looked: Looked, all_looked: list[Looked]) -> list[np.ndarray]:
@@ -172,9 +172,9 @@ def depth_at(depth: np.ndarray, pixels: np.ndarray, size: tuple[int, int]) -> np
     return found
 
 
-def alignment(survey: Survey, verdicts: list[Verdict]) -> Finding:
+def alignment(survey: Survey, verdicts: list[Judgement]) -> Finding:
     """Drive by drive: does the depth fit better than that of others?"""
-    by_drive: dict[str, list[Verdict]] = {}
+    by_drive: dict[str, list[Judgement]] = {}
     for verdict in verdicts:
         by_drive.setdefault(verdict.looked.pair.sample.drive, []).append(verdict)
     wrong = [
@@ -189,13 +189,12 @@ def alignment(survey: Survey, verdicts: list[Verdict]) -> Finding:
     expected = f"in more than {1 - MOST_MISFITS:.0%} of each drive's frames"
     if not wrong:
         return ok(CHECK, text, expected)
-    names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
     advice = "look at ground_truth.png: it is of another drive or frame, or shifted"
-    what = f"ground truth does not belong to the images of {names}: {text}"
+    what = f"ground truth does not belong to the images of {first_names(wrong)}: {text}"
     return problem(CHECK, "foreign_ground_truth", what, expected, advice)
 
 
-def scale(survey: Survey, verdicts: list[Verdict]) -> Iterator[Finding]:
+def scale(survey: Survey, verdicts: list[Judgement]) -> Iterator[Finding]:
     """Lengths by the depth against those by the baseline, speed or poses."""
     ratios = []
     for verdict in verdicts:

@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
+from featdepth.console import first_names
 from featdepth.data.images import LARGEST_FILE
 from featdepth.data.samples import LIST_FILES, Sample
 from featdepth.data.splits import leaks
@@ -19,7 +20,6 @@ from featdepth.doctor.survey import Survey, spread_samples
 from featdepth.files import read_bytes
 
 CHECK = "leakage"
-SHOWN = 3  # names in a message
 MOST_HASHED = 1500  # files
 MOST_COMPARED = 40  # frames of each part that are looked at
 
@@ -29,7 +29,7 @@ def check_leakage(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     config = survey.config
     shared = leaks(config)
     for (one, other), drives in shared.items():
-        yield leak(survey, f"{one} and {other} share drives: {listed(drives)}")
+        yield leak(survey, f"{one} and {other} share drives: {first_names(drives)}")
     if not shared:
         doubles = list(equal_files(survey)) or list(similar_frames(survey))
         yield from (leak(survey, text) for text in doubles)
@@ -43,11 +43,6 @@ def leak(survey: Survey, text: str) -> Finding:
     if survey.config.data.allow_leakage:
         return warning(CHECK, "leakage", f"{text}, as data.allow_leakage admits", expected, advice)
     return problem(CHECK, "leakage", text, expected, advice)
-
-
-def listed(names: list[str]) -> str:
-    """The first few of the names."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def equal_files(survey: Survey) -> Iterator[str]:
@@ -71,7 +66,7 @@ def equal_files(survey: Survey) -> Iterator[str]:
                 if mine != theirs:  # a drive that is divided in time, and stands still, is no leak
                     found[one, other].add(f"{mine} is {theirs}")
     for (one, other), drives in found.items():
-        yield f"{one} and {other} have equal image files: {listed(sorted(drives))}"
+        yield f"{one} and {other} have equal image files: {first_names(sorted(drives))}"
 
 
 def digest(path: str) -> bytes:
@@ -92,7 +87,7 @@ def similar_frames(survey: Survey) -> Iterator[str]:
                 if mine.drive != theirs.drive and np.abs(signature - its_signature).mean() < 0.5 * to_neighbour:
                     pairs.add(f"{mine} is like {theirs}")
         if pairs:
-            yield f"{one} and {other} have frames that look the same: {listed(sorted(pairs))}"
+            yield f"{one} and {other} have frames that look the same: {first_names(sorted(pairs))}"
 
 
 def part_signatures(survey: Survey, part: str) -> list[tuple[Sample, np.ndarray, float]]:

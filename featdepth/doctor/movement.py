@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
 from featdepth.doctor.survey import Pair, Survey
 from featdepth.doctor.times import drive_intervals
 from featdepth.two_view.relative_pose import parallax
-from featdepth.wording import count
 
 STILL = 0.001  # of the width: pairs that move less are static
 MANY_STILL, MOST_STILL = 0.2, 0.7  # shares of the pairs

@@ -13,7 +13,7 @@ from torch.nn import functional
 from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.ground_truth_fit import depth_at, fit_where
 from featdepth.doctor.survey import Pair, Survey, spread
-from featdepth.drawing import DEPTH_COLOURS, ERROR_COLOURS, colour, save_picture
+from featdepth.drawing import DEPTH_COLOURS, ERROR_COLOURS, colour, paint_dots, save_picture
 from featdepth.geometry import warp
 from featdepth.two_view.epipolar import best_rotation, rays, rotation_residuals
 from featdepth.two_view.relative_pose import relative_pose, triangulate
@@ -25,7 +25,6 @@ NEAREST = 6  # points that each of them is filled from
 BINS, LONGEST = 60, 0.15  # of the histogram; displacement at its right end, in widths
 LARGEST_ERROR = 0.4  # absolute difference, of 0 to 1, shown in the brightest colour
 NEAR, FAR = 2.0, 80.0  # metres of the brightest and the darkest colour
-DOT = 2  # pixels: side of a measurement in the overlay
 
 
 def draw_pictures(survey: Survey, out: Path) -> list[str]:
@@ -163,14 +162,11 @@ def overlay(survey: Survey, part: str, sample: Sample) -> list[Tensor] | None:
     y, x = depth.nonzero()
     values = np.clip((1 / depth[y, x] - 1 / FAR) / (1 / NEAR - 1 / FAR), 0, 1)
     scale = np.array(survey.size) / depth.shape
-    rows, columns = ((np.stack([y, x]) + 0.5) * scale[:, None]).astype(int)
+    places = ((np.stack([y, x], axis=1) + 0.5) * scale).astype(int)
     dots = colour(torch.from_numpy(values)[None] ** 0.5, DEPTH_COLOURS)[0]
     painted = seen.colour.permute(1, 2, 0).numpy() // 2
     order = np.argsort(values)  # near ones last, on top
-    for down in range(DOT):
-        for right in range(DOT):
-            place = np.minimum(rows + down, survey.size[0] - 1), np.minimum(columns + right, survey.size[1] - 1)
-            painted[place[0][order], place[1][order]] = dots[order]
+    paint_dots(painted, places[order], dots[order])
     return [seen.colour, torch.from_numpy(painted).permute(2, 0, 1)]
 
 

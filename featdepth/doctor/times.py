@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.samples import STEREO
 from featdepth.doctor.findings import Finding, ok, problem, skipped, warning
 from featdepth.doctor.survey import Survey, spread
-from featdepth.wording import count
 
 MOST_DRIVES = 40
 JUMP = 1.6  # times the usual interval: a frame is missing there

@@ -56,9 +56,6 @@ class Refiner:
     def reset(self) -> None:
         """Begin a new clip: the original weights, no memory of frames or gradients."""
         self.model = copy.deepcopy(self.original).eval().requires_grad_(False)
-        # The features' networks would be run for nothing, and intrinsics are given.
-        self.model.settings = dataclasses.replace(self.model.settings, objective="photometric")
-        self.model.cameras = None
         groups = []
         for kind, factor in (("depth_", 1), ("pose_", POSE_FACTOR)):
             networks = [network for name, network in self.model.named_children() if name.startswith(kind)]
@@ -76,38 +73,40 @@ class Refiner:
         image at the same time, with stereo_pose other_from_image `[4, 4]` in metres. With it, the image is explained
         from the other one; without, the frame before it from both of its neighbours, of which one shows what the other
         hides. Where these are not there yet, or the model has learned no motion, nothing happens. Raises InputError for
-        another camera where the model knows no metres.
+        another camera where the model has no metric scale.
         """
         if other is not None and self.model.settings.metres_per_unit is None:
-            raise InputError("refinement: a model that is up to scale has no use for a stereo baseline; give one image")
+            raise InputError("refinement: a model without metres cannot learn from a stereo baseline; give one image")
         size = (self.model.height, self.model.width)
         device = self.model.depth_encoder.conv1.weight.device
         image, intrinsics = resized(image[None].to(device), size)[0], scaled(intrinsics.to(device), image, size)
         if other is not None:
-            self.model.frames = [0, STEREO]
             images = [image, resized(other[None].to(device), size)[0]]
-            self.descend(images, intrinsics, STEREO_RATE, stereo_pose.to(device))
-        elif len(self.past) == 2 and hasattr(self.model, "pose_decoder"):
-            self.model.frames = [0, -1, 1]
-            self.descend([self.past[1], self.past[0], image], intrinsics, MONOCULAR_RATE)
+            self.descend(images, [STEREO], intrinsics, STEREO_RATE, stereo_pose[None].to(device))
+        elif len(self.past) == 2 and self.model.has_motion:
+            self.descend([self.past[1], self.past[0], image], [-1, 1], intrinsics, MONOCULAR_RATE)
         self.past = [*self.past[-1:], image]
 
     def descend(
-        self, images: Sequence[Tensor], intrinsics: Tensor, rate: float, stereo_pose: Tensor | None = None
+        self,
+        images: Sequence[Tensor],
+        sources: Sequence[int | str],
+        intrinsics: Tensor,
+        rate: float,
+        stereo_pose: Tensor | None = None,
     ) -> None:
-        """`steps` steps of gradient descent on target and sources, each `[3, H, W]` at the model's size."""
+        """`steps` steps of gradient descent on target and `sources`, each `[3, H, W]` at the model's size."""
         frames = torch.stack(list(images))[None]
-        batch = {"images": frames, "augmented": frames, "intrinsics": intrinsics[None]}
-        if stereo_pose is not None:
-            batch["stereo_pose"] = stereo_pose[None]
+        batch = {"images": frames, "intrinsics": intrinsics[None]}
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * (rate if self.learning_rate is None else self.learning_rate)
-        config = Config(model=self.model.settings, loss=LOSS)
+        # The networks of features would be run for nothing, and intrinsics are given.
+        config = Config(model=dataclasses.replace(self.model.settings, objective="photometric"), loss=LOSS)
         for _ in range(self.steps):
-            losses = compute_losses(self.model(batch), batch, config)
+            losses = compute_losses(self.model.depth_and_motion(frames, sources, stereo_pose), batch, config)
             loss = torch.stack(list(losses.values())).sum()
             if not loss.isfinite():
-                raise InputError("refinement: the loss is not finite any more; lower the learning rate")
+                raise InputError("refinement: the loss is no longer finite; lower the learning rate")
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

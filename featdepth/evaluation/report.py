@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.evaluation.cards.content import MODEL_SCALES, headline, scale_ratio
+from featdepth.evaluation.cards.document import LOSS_MEANING
 from featdepth.evaluation.cards.write_card import write_card
 from featdepth.evaluation.scoring import Scores
 from featdepth.files import write_text
@@ -22,7 +24,6 @@ from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS, mean_scores
 from featdepth.metrics.protocols import describe_protocol, protocol_of
 from featdepth.scale import CAMERA_HEIGHT
-from featdepth.wording import count
 
 TITLES = {  # of the predictors
     "median_scaled": "model, median-scaled",
@@ -116,7 +117,7 @@ def format_table(result: dict) -> str:
         if result[name] is not None:
             lines.append(f"{title:<40}" + "".join(f"{result[name][metric]:>10.4f}" for metric in METRICS))
         elif name == "fixed_scale":
-            lines.append(f"{title:<40}  the model knows no scale")
+            lines.append(f"{title:<40}  the model has no known scale")
     ratio = result["scale_ratio"]
     lines.append(f"scale ratio (true / predicted): median {ratio['median']:.3f}, relative spread {ratio['std']:.3f}")
     if result["without_truth"]:
@@ -131,7 +132,7 @@ def format_loss(result: dict) -> str:
     """The loss and its terms for people, and what they do not say."""
     lines = [
         f"\n{count(result['images'], 'image')} without ground truth ({result['no_ground_truth']}).",
-        "The loss says how well frames explain each other, not how right the depth is:",
+        LOSS_MEANING,
         *(f"{name:<40}{value:>10.4f}" for name, value in {"loss": result["loss"], **result["terms"]}.items()),
     ]
     return "\n".join([*contamination(result), *lines])
@@ -157,4 +158,4 @@ def format_refinement(refinement: dict) -> str:
 def contamination(result: dict) -> list[str]:
     """A line that says so where the model has seen test drives."""
     names = ", ".join(result["contaminated"])
-    return [f"\nCONTAMINATED: trained on drives it must not know: {names}"] if names else []
+    return [f"\nCONTAMINATED: trained on drives that it should not have seen: {names}"] if names else []

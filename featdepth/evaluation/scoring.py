@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config
 from featdepth.config.checks import check_config
-from featdepth.console import watched
+from featdepth.console import count, watched
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.samples import Sample
 from featdepth.errors import InputError
@@ -31,7 +31,6 @@ from featdepth.objective import compute_losses
 from featdepth.parallel.processes import gather_columns, gather_values
 from featdepth.scale import CAMERA_HEIGHT
 from featdepth.training.validation import blend_mirrored, predict_disparity, score_prediction
-from featdepth.wording import count
 
 MOST_MEDIAN_FRAMES = 1000  # training frames, evenly spaced, that the per-pixel median is taken over
 
@@ -97,16 +96,15 @@ def score_losses(accelerator: Accelerator, subject: Subject) -> Scores:
     InputError where the two do not go together.
     """
     model, config = subject.model, subject.config
-    # The loss knows no metres, but how long the model's unit is can be told all the same.
+    # The loss does not depend on metres, but the report says how long the model's unit is.
     unit, about = find_scale(accelerator, subject)
     config.model, model.frames = model.settings, config.data.frames
     check_config(config, subject.checkpoint, check_files=False, training=False)
-    if model.temporal_sources and not hasattr(model, "pose_decoder"):
+    if model.temporal_sources and not model.has_motion:
         raise InputError(
             f"{subject.checkpoint}: has learned no motion for the loss of data.frames {config.data.frames}"
         )
-    if model.cameras is not None:
-        subject.dataset.number_cameras(model.cameras.names)
+    subject.dataset.number_cameras(model.camera_names)
 
     def columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**compute_losses(model(batch), batch, config), "index": batch["index"]}
@@ -234,8 +232,7 @@ def scale_by_camera_height(
     One number for all images, from the median of the heights that they show; beside it, how it was made. Every process
     enters. Raises InputError where no image shows the ground.
     """
-    if model.cameras is not None:
-        loader.dataset.number_cameras(model.cameras.names)
+    loader.dataset.number_cameras(model.camera_names)
     heights = gather_values(accelerator, model, loader, lambda batch: ground_heights(model, batch, config))[:, 0]
     shown = heights[~heights.isnan()].double()
     if len(shown) == 0:

@@ -15,7 +15,7 @@ from featdepth.data.dataset import FrameDataset
 from featdepth.data.notes import unused_settings
 from featdepth.data.splits import seen_again
 from featdepth.errors import InputError
-from featdepth.evaluation.test_data import open_sequences, open_test_data
+from featdepth.evaluation.opening import open_sequences, open_test_data
 from featdepth.models import FeatDepth
 from featdepth.models.saved.provenance import versions
 from featdepth.parallel.loaders import check_shared_memory, sample_bytes
@@ -25,13 +25,13 @@ from featdepth.scale import describe_scale
 class Leakage(NamedTuple):
     """What a model's own record says about the drives that it is tested on."""
 
-    training_drives: int | None  # how many drives the model remembers; None: it remembers none, nobody knows
+    training_drives: int | None  # how many drives its record names; None: it names none
     shared: list[str]  # test drives that it was trained on
     admitted: list[str]  # drives that its training shared with another part of its split
 
     @property
     def contaminated(self) -> list[str]:
-        """All drives that it must not know, sorted."""
+        """All drives that it should not have seen, sorted."""
         return sorted({*self.shared, *self.admitted})
 
     def describe(self) -> dict:
@@ -99,6 +99,5 @@ def open_subject(accelerator: Accelerator, checkpoint: str, config: Config, odom
 
 def find_leakage(model: FeatDepth, tested: Sequence[str]) -> Leakage:
     """Compare the recordings `tested` with those in the model's training record."""
-    seen = model.training_record.get("drives", [])
-    admitted = sorted(model.training_record.get("contaminated", []))
+    seen, admitted = model.provenance.drives or [], sorted(model.provenance.contaminated or ())
     return Leakage(len(seen) or None, seen_again(seen, tested), admitted)

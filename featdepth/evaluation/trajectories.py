@@ -58,7 +58,7 @@ def report_odometry(accelerator: Accelerator, subject: Subject, out: Path) -> No
     """
     model, evaluate = subject.model, subject.config.evaluate
     if evaluate.flip and evaluate.camera_height is None:
-        accelerator.print("note       evaluate.flip has no use for trajectories: it averages depth, not motion")
+        accelerator.print("note       evaluate.flip does not apply to trajectories: it averages depth, not motion")
     unit, about = find_scale(accelerator, subject)
     check_has_pose(model)
 

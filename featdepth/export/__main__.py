@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featdepth.config import Parser
-from featdepth.errors import InputError, complain, run_program
+from featdepth.errors import InputError, end_with, run_program
 from featdepth.export.quantise import KEPT_FLOAT, load_calibration, quantise
 from featdepth.files import written_whole
 from featdepth.geometry import disparity_to_depth
@@ -66,7 +66,7 @@ def main() -> None:
         tolerance = None if arguments.int8 else TOLERANCES[arguments.precision]
         # Written so that a comparison with nan fails too.
         if not (largest <= tolerance if tolerance else largest < float("inf")):
-            complain(
+            end_with(
                 f"{arguments.out}: not written, its depth differs from the model's by {largest:.2g} relative "
                 f"(mean {mean:.2g}), allowed is {tolerance}",
                 1,
@@ -158,7 +158,7 @@ class DepthProgram(nn.Module):
         self.seen_size = model.height, model.width
         self.is_resized = size != self.seen_size
         self.depth_range = model.settings.min_depth, model.settings.max_depth
-        self.metres_per_unit = model.settings.metres_per_unit or 1.0
+        self.metres_per_unit = model.metres
 
     def forward(self, image: Tensor) -> Tensor:
         """Depth `[N, 1, H, W]` of images `[N, 3, H, W]` in [0, 1]."""
@@ -188,8 +188,8 @@ def describe(model: FeatDepth, arguments: argparse.Namespace, size: tuple[int, i
         "output": "depth: float32 [N, 1, H, W]",
         "unit": "metres" if unit else "network units, known up to scale",
         "scale_source": model.scale_source or "none",
-        "min_depth": f"{model.settings.min_depth * (unit or 1.0):g}",
-        "max_depth": f"{model.settings.max_depth * (unit or 1.0):g}",
+        "min_depth": f"{model.settings.min_depth * model.metres:g}",
+        "max_depth": f"{model.settings.max_depth * model.metres:g}",
         "network_size": seen,
         "precision": f"int8, float {arguments.keep_float or 'heads'}" if arguments.int8 else arguments.precision,
         "versions": "; ".join(versions()),

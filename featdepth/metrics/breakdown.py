@@ -28,7 +28,7 @@ PART_METRICS = ("abs_rel", "rmse", "a1")
 EDGES = ("edges/accuracy", "edges/completeness")  # pixels
 POINTS = tuple(f"points within {threshold:g} m/{name}" for threshold in THRESHOLDS for name in FScore._fields)
 DETAILS = (*(f"{part}/{metric}" for part in PARTS for metric in PART_METRICS), *EDGES, *POINTS)
-HIGHER_IS_BETTER = ("a1", *FScore._fields)  # of the metrics; of all others less is better
+HIGHER_IS_BETTER = ("a1", "a2", "a3", *FScore._fields)  # of the metrics; of all others less is better
 
 
 class Comparison(NamedTuple):

@@ -49,7 +49,7 @@ def mean_interval(
     drive resemble each other. None: over images, as if they were independent (Student's t interval).
     drop_missing: leave out NaN, the score of an image without the pixels in question; otherwise NaN makes all NaN, as
     infinite values do. With fewer than two drives (or images) low and high are NaN. `reason` says so each time.
-    Raises ValueError where `values` and `groups` differ in length, and for a `level` that is none.
+    Raises ValueError where `values` and `groups` differ in length, and for a `level` that is not between 0 and 1.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or (groups is not None and len(groups) != len(values)):

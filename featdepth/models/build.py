@@ -10,8 +10,8 @@ from featdepth.config import Config, Model
 from featdepth.errors import InputError
 from featdepth.models.encoders import ResNetEncoder, ResNetStem, load_imagenet
 from featdepth.models.featdepth import FeatDepth
-from featdepth.models.learned_intrinsics import LearnedIntrinsics
-from featdepth.models.saved.storage import load_strictly, read_camera_names, read_model_directory, read_record
+from featdepth.models.saved.provenance import Provenance
+from featdepth.models.saved.storage import CONFIG_FILE, load_strictly, read_camera_names, read_model_directory
 from featdepth.scale import INHERITED, scale_of_training
 
 
@@ -42,7 +42,7 @@ def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) 
         if source is None and settings.init is not None:
             source = _inherited_scale(settings)
         if source is not None:
-            model.training_record["scale_source"] = source
+            model.provenance.scale_source = source
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model.train()
@@ -51,7 +51,7 @@ def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) 
 def _load_feature_encoder(model: FeatDepth, source: str) -> None:
     """Stage 1's encoder: its first stage for the frozen one of stage 2, all of the autoencoder for `joint`."""
     content, state = read_model_directory(source)
-    _inherit_record(model, content, source)
+    _inherit_provenance(model, content, source)
     if not any(key.startswith("feature_encoder.") for key in state):
         raise InputError(f"model.feature_encoder: {source} holds no feature encoder; train objective=autoencoder first")
     for name in ("feature_encoder", "feature_decoder"):
@@ -62,7 +62,7 @@ def _load_feature_encoder(model: FeatDepth, source: str) -> None:
 def _initialise(model: FeatDepth, source: str) -> None:
     """Fine-tuning: every network that the model in `source` has too starts from there."""
     content, state = read_model_directory(source)
-    _inherit_record(model, content, source)
+    _inherit_provenance(model, content, source)
     networks = [name for name, _ in model.named_children() if name != "cameras"]
     shared = [name for name in networks if network_state(state, name)]
     if not shared:
@@ -71,7 +71,7 @@ def _initialise(model: FeatDepth, source: str) -> None:
         _load_network(model, name, state, source)
     if model.cameras is not None and network_state(state, "cameras"):
         square_pixels = content["model"].get("square_pixels", True)
-        cameras = LearnedIntrinsics(read_camera_names(content, source), square_pixels)
+        cameras = type(model.cameras)(read_camera_names(content, source), square_pixels)
         load_strictly(cameras, network_state(state, "cameras"), f"{source}: cameras")
         model.cameras.continue_from(cameras)
 
@@ -84,11 +84,10 @@ def _load_network(model: FeatDepth, name: str, state: dict[str, Tensor], source:
     load_strictly(network, part, f"{source}: {name}")
 
 
-def _inherit_record(model: FeatDepth, content: dict, source: str) -> None:
+def _inherit_provenance(model: FeatDepth, content: dict, source: str) -> None:
     """What the other model has seen counts as seen: test drives stay contaminated through any number of stages."""
-    record = read_record(content, source)
-    model.record_training(record.get("drives", []), record.get("contaminated", []))
-    model.record_kinds(record.get("kinds", []))
+    seen = Provenance.read(content, f"{source}/{CONFIG_FILE}")
+    model.provenance.add_data(seen.drives or (), seen.contaminated or (), seen.kinds or ())
 
 
 def _inherited_scale(settings: Model) -> str:

@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featdepth import geometry
-from featdepth.config import Config, Model, from_dict
-from featdepth.config.checks import check_config
-from featdepth.config.values import shown
-from featdepth.errors import InputError
+from featdepth.config import Model
+from featdepth.geometry import disparity_to_depth, invert_pose, pose_from_vector, scale_translation
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
 from featdepth.models.inputs import as_given, as_images, in_evaluation_mode, resized
-from featdepth.models.learned_intrinsics import LearnedIntrinsics
 from featdepth.models.recompute import Segmented
-from featdepth.models.saved.model_card import LIBRARY, TAGS, model_card, read_scores
-from featdepth.models.saved.storage import (
-    CONFIG_FILE,
-    check_fit,
-    hub_reason,
-    read_camera_names,
-    read_model_directory,
-    read_record,
-    write_model_directory,
-)
-from featdepth.models.saved.verdict import CHECK
-from featdepth.scale import GIVEN, STEREO, Scale
+from featdepth.models.saved.pretrained import Pretrained
+from featdepth.models.saved.provenance import Provenance
+from featdepth.scale import BASELINE, GIVEN, Scale
+
+if TYPE_CHECKING:
+    from featdepth.models.learned_intrinsics import LearnedIntrinsics
 
 # What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
 IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
-
-# Version of config.json in a model directory.
-MODEL_FORMAT = 1
 
 NETWORKS = {
     "photometric": ("depth", "pose"),
@@ -63,7 +46,7 @@ class Prediction(NamedTuple):
     intrinsics: Tensor | None = None  # learned ones [B, 3, 3], pixels; None: the batch's hold
 
 
-class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
+class FeatDepth(nn.Module, Pretrained):
     """Depth, pose and feature networks of one objective.
 
     settings: the `model` section of a configuration; frames: target and sources, e.g. `[0, -1, 1, "s"]` (a pose
@@ -81,8 +64,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
     ) -> None:
         super().__init__()
         self.settings, self.frames, self.height, self.width = settings, list(frames), height, width
-        # How the model came to be: its drives, contamination, versions. Saved with it.
-        self.training_record: dict = {}
+        self.provenance = Provenance()
         networks = NETWORKS[settings.objective]
         if "depth" in networks:
             self.depth_encoder = ResNetEncoder(settings.depth_layers)
@@ -96,7 +78,11 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         if "feature_stem" in networks:
             self.feature_encoder = ResNetStem().requires_grad_(False)
             self.feature_encoder.eval()
-        self.cameras = LearnedIntrinsics(cameras, settings.square_pixels) if settings.intrinsics == "learned" else None
+        self.cameras: LearnedIntrinsics | None = None
+        if settings.intrinsics == "learned":
+            from featdepth.models.learned_intrinsics import LearnedIntrinsics
+
+            self.cameras = LearnedIntrinsics(cameras, settings.square_pixels)
 
     @property
     def temporal_sources(self) -> list[int]:
@@ -113,13 +99,28 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         if not self.has_depth or self.settings.metres_per_unit is None:
             return None
         # Models that were saved before they said so, or that were never trained.
-        assumed = STEREO if "s" in self.frames else GIVEN
-        return self.training_record.get("scale_source", assumed)
+        assumed = BASELINE if "s" in self.frames else GIVEN
+        return self.provenance.scale_source or assumed
 
     @property
     def scale(self) -> Scale:
         """What its depth is measured in."""
         return Scale(self.settings.metres_per_unit, self.scale_source)
+
+    @property
+    def metres(self) -> float:
+        """Metres in a unit of the network, which depths and translations are multiplied by; 1 where it is unknown."""
+        return self.scale.factor
+
+    @property
+    def has_motion(self) -> bool:
+        """Whether it has learned how a camera moves between two moments."""
+        return hasattr(self, "pose_decoder")
+
+    @property
+    def camera_names(self) -> list[str]:
+        """Of the cameras whose intrinsics it learns; none where they are given."""
+        return [] if self.cameras is None else self.cameras.names
 
     def train(self, mode: bool = True) -> FeatDepth:
         """Training or evaluation mode; the frozen feature encoder of stage 2 stays in evaluation mode."""
@@ -135,6 +136,13 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
             if isinstance(network, Segmented) and any(each.requires_grad for each in network.parameters()):
                 network.gradient_checkpointing = True
 
+    def synchronise_batch_norms(self, processes: int) -> None:
+        """Let batch norms take their statistics over the batches of all processes, where there are several."""
+        if processes > 1:
+            from featdepth.models.batch_norm import synchronise_batch_norms
+
+            synchronise_batch_norms(self, processes)
+
     def forward(self, batch: dict[str, Tensor]) -> Prediction:
         """All networks on a batch after `augment`: `images` and `augmented` float32 [B, F, 3, H, W], `stereo_pose`.
 
@@ -142,11 +150,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         """
         prediction = Prediction()
         if self.has_depth:
-            augmented = batch["augmented"]
-            prediction = prediction._replace(
-                disparities=self.depth(augmented[:, 0]),
-                poses=self.poses(augmented, batch.get("stereo_pose")) if len(self.frames) > 1 else None,
-            )
+            prediction = self.depth_and_motion(batch["augmented"], self.frames[1:], batch.get("stereo_pose"))
         if self.settings.objective == "feature_metric":
             features = self.feature_encoder(channels_last(batch["images"].flatten(0, 1)))
             features = features.unflatten(0, batch["images"].shape[:2])
@@ -159,22 +163,30 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
             prediction = prediction._replace(intrinsics=intrinsics)
         return prediction
 
+    def depth_and_motion(
+        self, frames: Tensor, sources: Sequence[int | str], stereo_pose: Tensor | None = None
+    ) -> Prediction:
+        """Disparities of the first of `frames` `[B, F, 3, H, W]`, and the poses of the others: see `poses`."""
+        disparities = self.depth(frames[:, 0])
+        return Prediction(disparities, self.poses(frames, sources, stereo_pose) if sources else None)
+
     def depth(self, image: Tensor) -> tuple[Tensor, ...]:
         """Disparities in (0, 1), finest first, of images `[B, 3, H, W]` in [0, 1]; H and W multiples of 32."""
         return self.depth_decoder(self.depth_encoder(normalise(image)))
 
-    def poses(self, frames: Tensor, stereo_pose: Tensor | None) -> Tensor:
-        """source_from_target `[B, F-1, 4, 4]` of `frames` `[B, F, 3, H, W]`; `stereo_pose` `[B, 4, 4]` in metres.
+    def poses(self, frames: Tensor, sources: Sequence[int | str], stereo_pose: Tensor | None) -> Tensor:
+        """source_from_target `[B, F-1, 4, 4]` of `frames` `[B, F, 3, H, W]`, the target first.
 
-        Each pair is a pass of its own, so that batch statistics are those of one pair.
+        sources: the others by their place in time, or "s"; stereo_pose: of that one `[B, 4, 4]` in metres. Each pair
+        is a pass of its own, so that batch statistics are those of one pair.
         """
         poses = []
-        for position, frame in enumerate(self.frames[1:], start=1):
+        for position, frame in enumerate(sources, start=1):
             if frame == "s":
                 unit = self.settings.metres_per_unit
-                poses.append(geometry.scale_translation(stereo_pose, 1 / unit))
+                poses.append(scale_translation(stereo_pose, 1 / unit))
             elif frame < 0:
-                poses.append(geometry.invert_pose(self.motion(frames[:, position], frames[:, 0])))
+                poses.append(invert_pose(self.motion(frames[:, position], frames[:, 0])))
             else:
                 poses.append(self.motion(frames[:, 0], frames[:, position]))
         return torch.stack(poses, dim=1)
@@ -185,7 +197,7 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         if self.settings.pose_size is not None and tuple(pair.shape[-2:]) != tuple(self.settings.pose_size):
             pair = functional.interpolate(pair, tuple(self.settings.pose_size), mode="bilinear", align_corners=False)
         axis_angle, translation = self.pose_decoder(self.pose_encoder(normalise(pair)))
-        return geometry.pose_from_vector(axis_angle, translation)
+        return pose_from_vector(axis_angle, translation)
 
     def learned_features(self, images: Tensor, prediction: Prediction) -> Prediction:
         """Features and reconstruction of the target, and the first feature of each source (`images` as in forward)."""
@@ -222,16 +234,24 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         weight = self.depth_encoder.conv1.weight
         with in_evaluation_mode(self):
             disparity = self.predict_disparity(as_images(images, weight.device, weight.dtype))
-        return as_given(self.to_depth(disparity) * (self.settings.metres_per_unit or 1.0), images)
+        return as_given(self.metres * self.to_depth(disparity), images)
 
     def to_depth(self, disparity: Tensor) -> Tensor:
         """Depth in network units of a sigmoid disparity, with the model's own range."""
-        return geometry.disparity_to_depth(disparity, self.settings.min_depth, self.settings.max_depth)
+        return disparity_to_depth(disparity, self.settings.min_depth, self.settings.max_depth)
 
     def to_disparity(self, depth: float) -> float:
         """The sigmoid disparity of a depth in network units: the inverse of `to_depth`."""
         nearest, farthest = 1 / self.settings.min_depth, 1 / self.settings.max_depth
         return (1 / depth - farthest) / (nearest - farthest)
+
+    def camera_values(self) -> dict[str, float]:
+        """What a line of the log says of learned intrinsics."""
+        return {} if self.cameras is None else self.cameras.log()
+
+    def camera_warning(self) -> str | None:
+        """What speaks against learned intrinsics; None: nothing, or there are none."""
+        return None if self.cameras is None else self.cameras.warning((self.height, self.width))
 
     def follow_cameras(self, batch: dict[str, Tensor], prediction: Prediction) -> None:
         """Take a forward pass of training into the statistics of learned intrinsics; nothing where there are none."""
@@ -240,148 +260,6 @@ class FeatDepth(nn.Module, ModelHubMixin, library_name=LIBRARY, tags=TAGS):
             poses = zip(prediction.poses.unbind(1), self.frames[1:], strict=True)
             temporal = [pose for pose, frame in poses if frame != "s"]
             self.cameras.follow(batch["camera"], torch.stack(temporal, dim=1))
-
-    def record_training(self, drives: Sequence[str], contaminated: Sequence[str], versions: Sequence[str] = ()) -> None:
-        """Note what the weights have seen, beside what those that they started from had seen."""
-        self.training_record.pop(CHECK, None)  # was of the weights that the training starts from
-        for name, values in (("drives", drives), ("contaminated", contaminated)):
-            self.training_record[name] = sorted({*self.training_record.get(name, []), *values})
-        self.training_record["versions"] = list(versions)
-
-    def record_configuration(self, configuration: dict, kinds: Sequence[str], transductive: bool) -> None:
-        """Note how the weights came about, for the model's card.
-
-        configuration: all sections; kinds: of the data, see `data.kind`; transductive: the training data are the test
-        data, see `featdepth.evaluation.refinement`.
-        """
-        self.training_record |= {"configuration": configuration, "transductive": transductive}
-        self.record_kinds(kinds)
-
-    def record_validation(self, scores: dict[str, float]) -> None:
-        """Note how good the weights are; what is not finite is left out."""
-        self.training_record["validation"] = {name: value for name, value in scores.items() if math.isfinite(value)}
-
-    def record_check(self, check: dict[str, float | int | str] | None) -> None:
-        """Note whether the weights have learned anything: the verdict of `featdepth.training.learned_check`."""
-        if check is not None:
-            self.training_record[CHECK] = check
-
-    def record_kinds(self, kinds: Sequence[str]) -> None:
-        """Note kinds of data that the weights have seen, beside those noted before."""
-        self.training_record["kinds"] = sorted({*self.training_record.get("kinds", []), *kinds})
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        config: None = None,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        model_card_kwargs: dict | None = None,
-        **push_to_hub_kwargs: object,
-    ) -> str | None:
-        """Write `config.json`, `model.safetensors` and a card, `README.md`, replacing `save_directory` as a whole.
-
-        model_card_kwargs: for `generate_model_card`. push_to_hub: do that too, as `repo_id` (default: the directory's
-        name) and with `push_to_hub_kwargs`; returns the URL. config: nothing but None, a model writes its own.
-        """
-        if config is not None:
-            raise ValueError("a model writes its own configuration")
-        directory, model_card_kwargs = Path(save_directory), model_card_kwargs or {}
-        card = self.generate_model_card(**model_card_kwargs)
-        write_model_directory(directory, self.describe_itself(), self.state_dict(), str(card))
-        if not push_to_hub:
-            return None
-        return self.push_to_hub(repo_id or directory.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
-
-    def push_to_hub(self, repo_id: str, **options: object) -> str:
-        """Upload the model and its card to the Hugging Face hub as `user/name`; returns the URL of the commit.
-
-        options: `private`, `token`, `branch`, `create_pr`, `commit_message`, `model_card_kwargs`, ... as
-        `huggingface_hub.ModelHubMixin.push_to_hub` takes them. Raises InputError where the hub does not take it.
-        """
-        try:
-            return super().push_to_hub(repo_id, **options)
-        except (InputError, TypeError):
-            raise
-        # As in downloading, errors of several libraries.
-        except Exception as error:
-            raise InputError(f"{repo_id}: the model could not be uploaded to the hub ({hub_reason(error)})") from error
-
-    def generate_model_card(self, evaluation: str | Path | None = None) -> ModelCard:
-        """What people should know of the model, in markdown; `evaluation`: the folder of its scores by `evaluate.py`.
-
-        Raises InputError for scores that cannot be read.
-        """
-        scores = None if evaluation is None else read_scores(evaluation)
-        return model_card(self.describe_itself(), sum(map(torch.numel, self.parameters())), self.scale_source, scores)
-
-    def describe_itself(self) -> dict:
-        """The content of `config.json`."""
-        # Where the weights came from is in the training record; a saved model needs no other file.
-        settings = dataclasses.replace(self.settings, pretrained=False, feature_encoder=None, init=None)
-        content = {
-            "format": MODEL_FORMAT,
-            "data": {"frames": self.frames, "height": self.height, "width": self.width},
-            "model": dataclasses.asdict(settings),
-            "training": self.training_record,
-        }
-        if self.cameras is not None:
-            content["cameras"] = self.cameras.describe((self.height, self.width))
-        return content
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-    ) -> FeatDepth:
-        """The model in a directory that `save_pretrained` wrote, or of a hub id `user/name`, in evaluation mode.
-
-        For the hub alone: revision: branch, tag or commit; token: of a private model (default: of `hf auth login`);
-        cache_dir: where downloads are kept; local_files_only: download nothing; force_download: what is there too.
-        Raises InputError for a missing or damaged model.
-        """
-        content, state = read_model_directory(
-            source,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        where = f"{source}/{CONFIG_FILE}"
-        if content.get("format") != MODEL_FORMAT:
-            raise InputError(
-                f"{where}: model format {shown(content.get('format'))}, this version reads format {MODEL_FORMAT}"
-            )
-        for section in ("data", "model"):
-            if not isinstance(content.get(section), dict):
-                raise InputError(f"{where}: has no section {section}; copy the file again")
-        config = from_dict({section: content[section] for section in ("data", "model")}, where)
-        check_config(config, where, check_files=False, training=False)
-        record = read_record(content, source)
-        cameras = read_camera_names(content, source) if config.model.intrinsics == "learned" else ()
-        model = cls.from_state(config, state, str(source), cameras)
-        model.training_record = record
-        return model
-
-    @classmethod
-    def from_state(
-        cls, config: Config, state: Mapping[str, Tensor], source: str, cameras: Sequence[str] = ()
-    ) -> FeatDepth:
-        """The model of `config` with the weights `state`, in evaluation mode; InputError where they do not fit."""
-        # Without memory first, so that sizes which the weights do not have allocate nothing.
-        with torch.device("meta"):
-            model = cls(config.model, config.data.frames, config.data.height, config.data.width, cameras)
-        check_fit(model, state, source)
-        model.to_empty(device="cpu").load_state_dict(state)
-        return model.eval()
 
 
 def normalise(image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The camera's way through a sequence, from the pose network: motions between neighbouring frames, and their chain."""
+"""The camera's path through a sequence, from the pose network: motions between neighbouring frames, and their chain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def predict_motions(
     Translations are in metres where the model's scale is known (`model.scale_source`), else in its own unit.
     frames: RGB, each uint8 `[h, w, 3]` or a tensor `[3, h, w]` (uint8, or float in [0, 1]); they are taken one after
     the other, never more than `batch_size` + 1 at a time, and seen at the size that the model was trained with.
-    Raises InputError for a model without a pose network, ValueError for anything that is no frame.
+    Raises InputError for a model without a pose network, ValueError for anything that is not a frame.
     """
     check_has_pose(model)
     motions, waiting = [np.empty((0, 4, 4))], []
@@ -41,7 +41,7 @@ def predict_motions(
 
 def check_has_pose(model: FeatDepth) -> None:
     """Raise InputError where the model has no pose network."""
-    if not hasattr(model, "pose_decoder"):
+    if not model.has_motion:
         raise InputError(
             f"the model has learned no motion (objective {model.settings.objective}, data.frames {model.frames}); "
             "train with neighbours in time, as in data.frames [0, -1, 1]"
@@ -75,7 +75,7 @@ def motions_between(model: FeatDepth, earlier: Tensor, later: Tensor) -> np.ndar
     Batch norm is that of the model's mode, which should be evaluation.
     """
     motions = model.motion(earlier, later).float()
-    return scale_translation(motions, model.settings.metres_per_unit or 1.0).cpu().numpy().astype(np.float64)
+    return scale_translation(motions, model.metres).cpu().numpy().astype(np.float64)
 
 
 def chain_motions(motions: np.ndarray) -> np.ndarray:

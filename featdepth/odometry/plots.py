@@ -1,4 +1,4 @@
-"""Pictures of odometry: the way from above, and the error over the length of the segments. Needs matplotlib."""
+"""Pictures of odometry: the path from above, and the error over the length of the segments. Needs matplotlib."""
 
 from __future__ import annotations
 

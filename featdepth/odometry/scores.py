@@ -8,7 +8,7 @@ An estimate has a frame and often a unit of its own, so every score but the 5-fr
 each snippet, belongs to an alignment:
 
     none    the first poses coincide, nothing else is changed
-    scale   the first poses coincide, and the estimate's way from there is multiplied by Umeyama's scale
+    scale   the first poses coincide, and the estimate's path from there is multiplied by Umeyama's scale
     6dof    rotated and moved so that all positions fit best
     7dof    the same, and scaled (Umeyama 1991)
 """
@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.odometry.rotations import is_rotation, rotation_angles
-from featdepth.wording import count
 
 ALIGNMENTS = ("none", "scale", "6dof", "7dof")
 SNIPPET = 5  # frames of the short-range ATE
@@ -39,7 +39,7 @@ class Similarity(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """The errors of an estimate over parts of the true way, S of them."""
+    """The errors of an estimate over S parts of the true path."""
 
     lengths: np.ndarray  # [S] metres, nominal: one of those asked for
     translation: np.ndarray  # [S] error at the end of the segment / its length
@@ -68,7 +68,7 @@ def score_aligned(
     """The scores after one of ALIGNMENTS; None where it needs a scale and one of the two does not move.
 
     `scale`: what the estimate was multiplied by; `ate_rmse_m`; `t_rel_percent` and `r_rel_deg_per_100m` (None where the
-    way is too short for any segment), `segments`: how many, `per_length`: the same for each length that has any;
+    path is too short for any segment), `segments`: how many, `per_length`: the same for each length that has any;
     `rpe_translation_m`, `rpe_rotation_deg`: means over single steps, and their root mean squares, `..._rmse_...`.
     """
     aligned = align(truth, estimate, alignment)
@@ -97,10 +97,10 @@ def align(truth: np.ndarray, estimate: np.ndarray, alignment: str) -> tuple[np.n
     """The estimate `[N, 4, 4]` in the frame of the truth, and the scale that it was multiplied by.
 
     None where the alignment needs a scale and one of the two trajectories does not move. ValueError for an alignment
-    that is none of ALIGNMENTS.
+    that is not one of ALIGNMENTS.
     """
     if alignment not in ALIGNMENTS:
-        raise ValueError(f"alignment {alignment!r} is none of {', '.join(ALIGNMENTS)}")
+        raise ValueError(f"alignment {alignment!r} is not one of {', '.join(ALIGNMENTS)}")
     truth, estimate = check_pair(truth, estimate)
     fit = fit_similarity(estimate[:, :3, 3], truth[:, :3, 3], with_scale=alignment in ("scale", "7dof"))
     if fit is None:
@@ -172,9 +172,9 @@ def snippets(poses: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def segment_errors(truth: np.ndarray, estimate: np.ndarray, lengths: Sequence[float] = LENGTHS) -> Segments:
-    """Errors over the segments of KITTI's development kit; empty where the way is shorter than all of them.
+    """Errors over the segments of KITTI's development kit; empty where the path is shorter than all of them.
 
-    Segments start at every tenth frame and end at the first frame beyond `length` metres of the true way. Errors are
+    Segments start at every tenth frame and end at the first frame beyond `length` metres of the true path. Errors are
     those of (E_a^-1 E_b)^-1 (T_a^-1 T_b), divided by the nominal length.
     """
     truth, estimate = check_pair(truth, estimate)
@@ -210,7 +210,7 @@ def step_errors(truth: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np
 
 
 def travelled(poses: np.ndarray) -> np.ndarray:
-    """The way `[N]` from the first frame to each, in the unit of the poses."""
+    """The length `[N]` of the path from the first frame to each, in the unit of the poses."""
     steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
     return np.concatenate([[0.0], steps.cumsum()])
 
@@ -247,5 +247,5 @@ def check_poses(poses: np.ndarray, name: str) -> np.ndarray:
     whole[:, :3] = poses[:, :3]
     is_rigid = is_rotation(whole[:, :3, :3])
     if not is_rigid.all():
-        raise ValueError(f"{name} has poses that are no rigid transforms, the first at index {is_rigid.argmin()}")
+        raise ValueError(f"{name} has poses that are not rigid transforms, the first at index {is_rigid.argmin()}")
     return whole

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from featdepth.console import count
 from featdepth.odometry.scores import ALIGNMENTS
-from featdepth.wording import count
 
 MOST_BLOCKS = 5  # sequences that the table shows; odometry.json has all
 COLUMNS = (  # of the table: heading, key, digits
@@ -33,7 +33,7 @@ def format_scores(scores: Sequence[Mapping], means: Mapping | None = None) -> st
     if means is not None and len(scores) > 1:
         lines += [f"mean of {count(len(scores), 'sequence')}", *format_block(means)]
     if any("-" in line.split() for line in lines):
-        lines.append("-: unknown; t_rel and r_rel need a way that is longer than a segment (100 m and more)")
+        lines.append("-: unknown; t_rel and r_rel need a trajectory longer than a segment (100 m and more)")
     return "\n".join(lines)
 
 

@@ -23,11 +23,11 @@ from featdepth.odometry.interpolate import poses_from_quaternions
 from featdepth.odometry.rotations import is_rotation, quaternions_from_rotations
 
 KITTI_COLUMNS, TUM_COLUMNS, EUROC_COLUMNS = 12, 8, 17
-NANOSECONDS = 1e16  # times beyond it are no seconds
+NANOSECONDS = 1e16  # times beyond it are nanoseconds
 
 
 class TrajectoryFile(NamedTuple):
-    """A camera's way."""
+    """What a trajectory file holds."""
 
     poses: np.ndarray  # world_from_camera float64 [N, 4, 4]
     times: np.ndarray | None  # [N] seconds, ascending; None: the format has none
@@ -70,7 +70,7 @@ def read_kitti(path: str | Path) -> np.ndarray:
 def kitti_poses(path: str | Path, table: np.ndarray) -> np.ndarray:
     """world_from_camera float64 `[N, 4, 4]` of the numbers `[N, 12]` or `[N, 16]` of the lines of a file."""
     rows = table[:, :KITTI_COLUMNS].reshape(-1, 3, 4)
-    refuse(path, ~is_rotation(rows[:, :, :3]), "the first three columns of its 3x4 matrix are no rotation")
+    refuse(path, ~is_rotation(rows[:, :, :3]), "the first three columns of its 3x4 matrix are not a rotation")
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3] = rows
     return poses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -18,10 +18,10 @@ from accelerate.utils import (
 from torch import nn
 
 from featdepth.config import Config
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.parallel.host import keep_freed_memory
 from featdepth.parallel.launcher import check_accelerator, check_choices, end_with_launcher
-from featdepth.wording import count
 
 # Compilers that tell what a segment computes again in the backward pass from the statistics that it changes.
 RECOMPUTING_BACKENDS = {DynamoBackend.NO, DynamoBackend.AOT_EAGER, DynamoBackend.INDUCTOR}
@@ -105,6 +105,18 @@ def records_graphs(accelerator: Accelerator) -> bool:
     if plugin.backend == DynamoBackend.INDUCTOR:
         return plugin.mode in GRAPH_MODES
     return plugin.backend == DynamoBackend.CUDAGRAPHS
+
+
+def keep_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether gradients have to be added to memory that stays; if so, it is there afterwards.
+
+    A recorded backward pass overwrites its gradients in the next pass.
+    """
+    if not records_graphs(accelerator):
+        return False
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    return True
 
 
 def begin_pass(accelerator: Accelerator) -> None:

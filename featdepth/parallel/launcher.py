@@ -90,7 +90,7 @@ def check_choices() -> None:
     if precision not in PRECISIONS:
         source = chosen_by(precision, "ACCELERATE_MIXED_PRECISION", "--mixed_precision")
         raise InputError(
-            f"mixed precision {precision} (from {source}): is nothing for these networks; choose bf16, fp16 or no, as "
+            f"mixed precision {precision} (from {source}): is not made for these networks; choose bf16, fp16 or no, as "
             "with accelerate launch --mixed_precision bf16"
         )
 

@@ -13,8 +13,12 @@ import os
 import signal
 import sys
 
+import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
+from featdepth.config import Config
+from featdepth.console import count
 from featdepth.data.dataset import FrameDataset
 from featdepth.data.mix import MixedDataset
 from featdepth.errors import InputError
@@ -54,8 +58,8 @@ def check_shared_memory(
     """Raise InputError where the batches in flight do not fit. Every process enters.
 
     what: that is loaded, in words; batches: that there are at all; workers: loader processes of each process; option:
-    that sets them; beside: bytes of a batch of another loader, left in midst of its data, whose as many processes keep
-    what they have ready.
+    that sets them; beside: bytes of a batch of another loader that stops in the middle of its data, and whose
+    processes, as many, keep what they have ready.
     """
 
     def check() -> None:
@@ -96,6 +100,45 @@ def in_mib(count: int) -> str:
 def ample(needed: int) -> str:
     """Twice as much or more, in whole gigabytes, as docker's option takes them."""
     return f"{2 ** math.ceil(math.log2(max(1.0, 2 * needed / 2**30)))}g"
+
+
+def make_loader(
+    dataset: FrameDataset | MixedDataset, config: Config, shuffle: bool, pinned: bool = False
+) -> DataLoader:
+    """Batches of `train.batch_size`, on each process; training shuffles and drops an incomplete last batch.
+
+    pinned: in memory from which a GPU copies while the host goes on.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=config.train.batch_size,
+        shuffle=shuffle,
+        drop_last=shuffle,
+        num_workers=config.data.workers,
+        persistent_workers=config.data.workers > 0,
+        pin_memory=pinned,
+        worker_init_fn=keep_loading_at_signals,
+        # An iterator draws a seed when it is made; from the global state that would shift dropout after a resume.
+        generator=torch.Generator().manual_seed(config.train.seed),
+    )
+
+
+def check_loaders(accelerator: Accelerator, config: Config, training: DataLoader, validation: DataLoader) -> None:
+    """Raise InputError where there is no batch for each process, or the batches of these loaders need too much memory.
+
+    Every process enters, before the loaders are prepared.
+    """
+    if len(training) < accelerator.num_processes:
+        processes = count(accelerator.num_processes, "process", "processes")
+        raise InputError(
+            f"train.batch_size {config.train.batch_size} x {processes} is more than the "
+            f"{count(len(training.dataset), 'training sample')}; lower it"
+        )
+    left = 0  # bytes of a batch of the training, whose loader processes keep theirs where it stops within an epoch
+    for part, loader in (("training", training), ("validation", validation)):
+        batch_bytes = config.train.batch_size * sample_bytes(loader.dataset)
+        check_shared_memory(accelerator, part, batch_bytes, len(loader), config.data.workers, beside=left)
+        left = batch_bytes if config.train.max_steps else 0
 
 
 def keep_loading_at_signals(_worker: int) -> None:

@@ -25,9 +25,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from featdepth.config import Config, Train
+from featdepth.console import count
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
-from featdepth.models.saved import verdict
 from featdepth.odometry.egomotion import check_has_pose
 from featdepth.parallel.accelerator import device_name, make_accelerator, precision
 from featdepth.parallel.processes import on_all_processes, on_main_process
@@ -39,7 +39,6 @@ from featdepth.predict.side_by_side import check_video_writer
 from featdepth.predict.sources import FrameSource
 from featdepth.predict.work import describe, plan_work, share
 from featdepth.scale import CAMERA_HEIGHT, METRES, RELATIVE, describe_scale, unit_of
-from featdepth.wording import count
 
 LONGEST_WAIT = 7 * 24 * 3600  # seconds: a process with nothing to do waits for one with a long video
 
@@ -97,7 +96,7 @@ def load_model(arguments: argparse.Namespace) -> FeatDepth:
 def choose_settings(arguments: argparse.Namespace, model: FeatDepth) -> tuple[Settings, list[str]]:
     """The settings that the command line means for this model, and a line for each kind that cannot be made."""
     save, impossible = divide_kinds(arguments.save, model)
-    doubts = [verdict.warning(model.training_record)]
+    doubts = [model.provenance.doubt]
     if model.cameras is not None and arguments.intrinsics is None and arguments.field_of_view is None:
         doubts.append(model.cameras.warning((model.height, model.width)))
     settings = Settings(
@@ -158,7 +157,7 @@ def report(total: Tally, settings: Settings, unit: str) -> None:
             f"than {limit}, the most that depth_png can say; npz and tiff have their depth"
         )
     if unit == RELATIVE:
-        print("note       the model knows no metres: depth is relative, in units of the network")
+        print("note       the model has no metric scale: depth is relative, in units of the network")
     parts = [f"{total.written} written"]
     parts += [f"{total.skipped} skipped as already there"] if total.skipped else []
     parts += [f"{total.failed} failed"] if total.failed else []

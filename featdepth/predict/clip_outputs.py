@@ -19,7 +19,7 @@ from featdepth.geometry import resize_intrinsics
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
 from featdepth.predict.fusion import DepthView, FusedCloud, fuse
 from featdepth.predict.outputs import Saved, clip_files, page_frame, page_notes
-from featdepth.predict.page import MOST_FRAMES, WIDEST, write_page
+from featdepth.predict.page import MOST_SHOWN, WIDEST, write_page
 from featdepth.predict.point_cloud import PointCloud, write_ply
 from featdepth.predict.settings import Settings
 from featdepth.predict.side_by_side import write_side_by_side
@@ -67,7 +67,7 @@ class Consumer:
                 continue
 
     def finish(self, with_error: bool) -> None:
-        """No item comes any more: wait for the end."""
+        """There are no more items: wait for the end."""
         self.add(Abandoned if with_error else None)
         self.thread.join()
         if self.error is not None:
@@ -103,7 +103,7 @@ class ClipOutputs:
             except Exception as error:
                 errors.append(error)
         if errors and kind is None:
-            # The place that cannot be written to ends everything; what is wrong with the clip is told as a whole.
+            # The place that cannot be written to ends everything; what is wrong with the clip is said in one line.
             raise next(
                 (error for error in errors if not isinstance(error, InputError)),
                 InputError("; ".join(map(str, errors))),
@@ -118,7 +118,7 @@ def make_video(frames: Iterator[Saved], source: FrameSource, settings: Settings,
 
 
 def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale_source: str | None) -> None:
-    """The camera's way, one point cloud of all frames, and the page that shows them: what needs each other."""
+    """The camera's path, one point cloud of all frames, and the page that shows both."""
     unit, page = unit_of(scale_source), PageFrames()
     times: list[float] = []
     poses: list[np.ndarray] = []
@@ -176,7 +176,7 @@ class PageFrames:
         if self.total % self.stride == 0:
             self.kept.append((self.total, reduced(saved)))
         self.total += 1
-        if len(self.kept) == 2 * MOST_FRAMES:
+        if len(self.kept) == 2 * MOST_SHOWN:
             self.kept, self.stride = self.kept[::2], 2 * self.stride
 
     def write(

@@ -70,7 +70,7 @@ class Wanted(NamedTuple):
 
     size: tuple[int, int]  # height, width that the network sees
     with_view: bool
-    done: Collection[str] = ()  # names of frames that need no prediction any more
+    done: Collection[str] = ()  # names of frames that are predicted already
 
 
 def make_frame(

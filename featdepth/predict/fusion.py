@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.geometry import project, sample
 from featdepth.predict.point_cloud import GRAZING_ANGLE, PointCloud, camera_points, has_depth, is_grazing
-from featdepth.wording import count
 
 REACH = 2  # views before, and after, that a view is checked against
 MOST_PIXELS = 1 << 18  # of a view; of larger ones every second, third ... row and column is used
 MOST_POINTS = 2_000_000
-VOXEL = 0.01  # side of a voxel, in median depths of the first view, unless told otherwise
+VOXEL = 0.01  # side of a voxel, in median depths of the first view, unless given
 MOST_RATIOS = 1 << 14  # pixels that the scale of a view is estimated from
 REFITS = 10
-KNOWN_MOTION = 0.01  # spread of motion / depth below which the depths are no better judge of the motion than the poses
+KNOWN_MOTION = 0.01  # spread of motion / depth below which the depths say no more of the motion than the poses do
 CELL_BITS = 21  # of a voxel's place on one axis
 BUFFERED = 1_000_000  # points that wait to be merged
 

@@ -49,7 +49,7 @@ class Cameras:
         self.known: dict[tuple[Path, Size], np.ndarray | None] = {}
 
     def find(self, path: Path, size: Size) -> np.ndarray | None:
-        """Intrinsics of the frames of `size` of the image, folder or video at `path`; None where nothing tells them.
+        """Intrinsics of the frames of `size` of the image, folder or video at `path`; None where they are unknown.
 
         Those of a folder are its first image's. Raises InputError, naming the file, for a calibration that cannot be.
         """
@@ -71,7 +71,7 @@ class Cameras:
                 return FrameCamera(self.need(path, size, "--refine" if settings.refine else "--camera-height"))
             intrinsics = self.find(path, size)
             lacking = [kind for kind in users if kind in NEEDS_INTRINSICS] if intrinsics is None else []
-            reason = f"nothing tells its camera's intrinsics; {ADVICE}"
+            reason = f"its camera's intrinsics are unknown; {ADVICE}"
         except InputError as error:
             if needs_all:
                 return FrameCamera(reason=str(error), is_hopeless=True)
@@ -82,10 +82,10 @@ class Cameras:
         return FrameCamera(intrinsics, tuple(lacking), reason, is_hopeless=len(lacking) == len(wanted))
 
     def need(self, path: Path, size: Size, option: str) -> np.ndarray:
-        """As `find`; InputError where nothing tells them. option: the one that needs them."""
+        """As `find`; InputError where they are unknown. option: the one that needs them."""
         intrinsics = self.find(path, size)
         if intrinsics is None:
-            raise InputError(f"{path}: nothing tells its camera's intrinsics, which {option} needs; {ADVICE}")
+            raise InputError(f"{path}: its camera's intrinsics are unknown, which {option} needs; {ADVICE}")
         return intrinsics
 
     def search(self, path: Path, size: Size) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from featdepth.errors import InputError
-from featdepth.files import read_json, write_text
+from featdepth.files import read_object, write_text
 from featdepth.models import FeatDepth
 from featdepth.models.saved.digest import weights_digest
 from featdepth.models.saved.provenance import versions
@@ -105,24 +105,19 @@ def read_record(out: Path) -> dict[str, Any] | None:
         if out.is_dir() and any(not name.startswith(".") for name in os.listdir(out)):
             raise InputError(f"{out}: holds other files; choose a new or empty folder for --out")
         return None
-    try:
-        record = read_json(path, LARGEST_RECORD, "the record")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no record of a prediction ({error}); choose another --out") from error
+    problem = "not a record of a prediction of this version; choose another --out"
+    record = read_object(path, LARGEST_RECORD, "the record", problem)
     if not is_record(record):
-        raise InputError(f"{path}: no record of a prediction of this version; choose another --out")
+        raise InputError(f"{path}: {problem}")
     return record
 
 
-def is_record(content: Any) -> bool:
-    """Whether the content of a file is a record of this version, whose names lead nowhere out of the folder."""
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        return False
+def is_record(content: dict[str, Any]) -> bool:
+    """Whether a record is of this version, and its names lead nowhere out of the folder."""
     settings, inputs, intrinsics = content.get("settings"), content.get("inputs"), content.get("intrinsics", {})
     return (
-        isinstance(settings, dict)
-        and isinstance(inputs, dict)
-        and isinstance(intrinsics, dict)
+        content.get("version") == VERSION
+        and all(isinstance(section, dict) for section in (settings, inputs, intrinsics))
         and all(isinstance(given, dict) for given in intrinsics.values())
         and all(os.sep not in name and name not in ("", ".", "..") for name in inputs)
         and all(isinstance(path, str) for path in inputs.values())

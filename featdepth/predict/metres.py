@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featdepth.console import count
 from featdepth.data.films import read_pictures
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
@@ -23,7 +24,6 @@ from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.page import spread
 from featdepth.predict.sources import FrameSource
 from featdepth.scale import CAMERA_HEIGHT, Scale
-from featdepth.wording import count
 
 MOST_LOOKED_AT = 40  # frames of a clip
 NO_GROUND = "a ground plane in the lower middle, which --camera-height needs; leave it out for relative depth"
@@ -40,7 +40,7 @@ def scale_of_clip(
     """The scale of a clip whose camera was `height` metres above the ground, and how it was found, in words.
 
     predict: sigmoid disparities `[B, 1, h, w]` of images uint8 `[B, 3, H, W]` at the model's size. Raises InputError
-    where no frame shows the ground or nothing tells the intrinsics.
+    where no frame shows the ground or the intrinsics are unknown.
     """
     heights: list[float] = []
     looks = list(some_frames(source, (model.height, model.width)))
@@ -82,7 +82,7 @@ def some_frames(source: FrameSource, size: tuple[int, int]) -> Iterator[tuple[Te
             try:
                 pixels = load_photo(paths[place])
             except InputError:
-                continue  # told of when its turn comes
+                continue  # is reported when its turn comes
             yield resize(pixels, size), pixels.shape[:2]
         return
     kept, stride = [], 1

@@ -38,7 +38,7 @@ class Networks:
         """with_poses: follow the camera, where the model has learned motion."""
         self.launch, self.model = launch, model
         self.depth = launch.compiled(model.depth)
-        self.with_poses = with_poses and hasattr(model, "pose_decoder")
+        self.with_poses = with_poses and model.has_motion
         self.last: Tensor | None = None  # image [1, 3, H, W]
         self.pose = np.eye(4)  # world_from_camera of it
 

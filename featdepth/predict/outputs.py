@@ -120,7 +120,7 @@ def save_frame(
     """Write all files of one frame from what the networks of `model` say of it.
 
     scale: of the source; None: the image's own, from `settings.camera_height`. Raises OSError where the place cannot be
-    written to; what is wrong with the frame itself is told in the result.
+    written to; what is wrong with the frame itself is in the result.
     """
     if frame.camera.is_hopeless:
         return Saved(frame, error=frame.camera.reason)
@@ -175,7 +175,8 @@ def page_frame(saved: Saved, nearest: float, settings: Settings, index: int | No
 def page_notes(saved: Saved, nearest: float, scale_source: str | None) -> list[str]:
     """What the page's pictures mean, and why it has no point clouds where it has none."""
     unit = " m" if scale_source is not None else " units"
-    notes = [f"Depth in colours: the brightest is {nearest:.3g}{unit} and nearer, twice as far is half way to black."]
+    colours = f"the brightest is {nearest:.3g}{unit} and nearer, at twice that distance they are halfway to black"
+    notes = [f"Depth in colours: {colours}."]
     if saved.intrinsics is None:
-        notes.append("No point cloud: nothing tells the camera's intrinsics (--intrinsics, --field-of-view).")
+        notes.append("No point cloud: the camera's intrinsics are unknown (--intrinsics, --field-of-view).")
     return notes

@@ -1,6 +1,6 @@
 """A page to look at predictions: one file that needs no network and no other program than a browser.
 
-It shows the frames, their depth, point clouds that can be turned, and the way of the camera. Nothing in it is loaded
+It shows the frames, their depth, point clouds that can be turned, and the camera's path. Nothing in it is loaded
 from elsewhere, and its Content-Security-Policy lets nothing run but the script that this module puts there.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -20,11 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from featdepth.drawing import jpeg_address
 from featdepth.errors import InputError
 from featdepth.files import write_text
 from featdepth.predict.point_cloud import PointCloud, thin
 
-MOST_FRAMES = 60
+MOST_SHOWN = 60
 MOST_POINTS = 60_000  # of one cloud
 MOST_FRAME_POINTS = 600_000  # of the clouds of all frames together
 MOST_POSES = 5000
@@ -62,13 +62,13 @@ def write_page(
     lines to be shown as they are; total: number of frames that there were, where `frames` are some of them;
     warning: shown above everything else.
 
-    At most MOST_FRAMES frames, MOST_POINTS points of a cloud, MOST_FRAME_POINTS of the frames' clouds in all and
+    At most MOST_SHOWN frames, MOST_POINTS points of a cloud, MOST_FRAME_POINTS of the frames' clouds in all and
     MOST_POSES poses are kept, evenly spread, which the page says. Raises InputError where there is no frame, OSError
     where the page cannot be written.
     """
     if not frames:
         raise InputError(f"{path}: a page needs at least one frame")
-    shown = [frames[place] for place in spread(len(frames), MOST_FRAMES)]
+    shown = [frames[place] for place in spread(len(frames), MOST_SHOWN)]
     most = min(MOST_POINTS, MOST_FRAME_POINTS // len(shown))
     first_from_world = None if trajectory is None else np.linalg.inv(trajectory[0])
     poses = None if trajectory is None else first_from_world @ trajectory
@@ -136,9 +136,7 @@ def data_address(picture: np.ndarray) -> str:
     if image.width > WIDEST:
         height = max(1, round(image.height * WIDEST / image.width))
         image = image.resize((WIDEST, height), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format="JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + encoded(file.getvalue())
+    return jpeg_address(np.asarray(image), JPEG_QUALITY)
 
 
 def cloud_data(cloud: PointCloud, spacing: float, spreads: bool) -> dict[str, Any]:

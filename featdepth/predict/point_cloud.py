@@ -100,7 +100,7 @@ def write_ply(path: str | Path, points: np.ndarray, colours: np.ndarray, unit: s
 def thin(cloud: PointCloud, most: int) -> PointCloud:
     """At most `most` points of a cloud, evenly spread over its order; the same ones each time."""
     if most < 1:
-        raise InputError(f"a cloud of at most {most} points is none; allow at least 1")
+        raise InputError(f"a cloud of at most {most} points has no points; allow at least 1")
     count = len(cloud.points)
     if count <= most:
         return cloud

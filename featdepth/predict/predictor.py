@@ -54,7 +54,7 @@ def gather_tally(own: Tally) -> Tally:
 
 
 class Predictor:
-    """Predicts sources and writes what `settings` want of them, on the device of `accelerator`'s process.
+    """Predicts sources and writes what `settings` ask for, on the device of `accelerator`'s process.
 
     batch_size: frames in a batch; workers: processes that decode (0: none but this one).
     """
@@ -87,7 +87,7 @@ class Predictor:
         check_shared_memory(self.accelerator, "inputs", batch_bytes, batches, max(workers, default=0), "--workers ")
 
     def predict(self, sources: Iterable[FrameSource]) -> Tally:
-        """Predict the sources one by one. What fails of them is told on standard error, and counted.
+        """Predict the sources one by one. What fails is reported on standard error, and counted.
 
         Raises InputError where the outputs cannot be written.
         """
@@ -113,7 +113,7 @@ class Predictor:
         """Predict what is missing of a source. Raises InputError where it fails as a whole, OSError in writing."""
         done = done_frames(source, self.settings)
         if source.files:
-            self.skip(len(done))  # those of a video are met on the way
+            self.skip(len(done))  # those of a video are counted as they come
             if len(done) == len(source.files):
                 return
         networks, scale = self.networks_for(source), self.scale_for(source)
@@ -191,7 +191,7 @@ class Predictor:
                 clip.add(saved)
 
     def count(self, saved: Saved) -> None:
-        """Take a frame into the tally, and tell what failed."""
+        """Take a frame into the tally, and report what failed."""
         self.bar.update()
         if saved.error is not None:
             self.tally.failed += 1

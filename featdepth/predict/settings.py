@@ -45,7 +45,7 @@ class Settings(NamedTuple):
     save: Collection[str]  # of ALL_KINDS
     nearest: float | None = None  # depth of the brightest colour; None: by the picture
     farthest: float | None = None  # depth of the farthest points of clouds; None: all
-    frame_rate: float = 10.0  # frames a second of folders, which know no times
+    frame_rate: float = 10.0  # frames a second of folders, whose images have no times
     refine: int = 0  # steps by which the networks adapt to each frame of a clip
     camera_height: float | None = None  # metres above the ground that depth is scaled by; None: the model's own scale
     warning: str = ""  # of the model, for pages
@@ -74,10 +74,10 @@ def parse_arguments(description: str) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    kinds, height = (
-        f"of {', '.join(ALL_KINDS)} (default: %(default)s)",
-        ("of the camera above the ground: depth in metres by it, one scale for a clip, for models that know none"),
-    )
+    kinds = f"of {', '.join(ALL_KINDS)} (default: %(default)s)"
+    height = "of the camera above the ground, in metres: gives models without a scale one for each clip"
+    nearest = "depth of the brightest colour (default: chosen from the frames)"
+    steps = "learn from each frame of a clip, in N steps, before the next"
     add("inputs", nargs="+", metavar="INPUT", help="image, folder, video or pattern")
     add("--checkpoint", required=True, metavar="DIR", help="model directory, or hub id")
     add("--out", required=True, metavar="DIR", help="new or empty folder, or one of an earlier run of the same model")
@@ -86,12 +86,11 @@ def parse_arguments(description: str) -> argparse.Namespace:
     known.add_argument("--intrinsics", metavar="FILE", help="calibration of upright frames (docs/intrinsics.md)")
     known.add_argument("--field-of-view", type=float, metavar="DEGREES", help="horizontal, of upright frames")
     add("--camera-height", type=float, metavar="METRES", help=height)
-    add("--nearest", type=float, metavar="DEPTH", help="depth of the brightest colour (default: by what is there)")
+    add("--nearest", type=float, metavar="DEPTH", help=nearest)
     add("--farthest", type=float, metavar="DEPTH", help="of the points in point clouds (default: all)")
     add("--frame-rate", type=float, default=10.0, metavar="N", help="frames a second of folders (default: %(default)g)")
-    learn = "learn from each frame of a clip, in N steps, before the next"
-    add("--refine", type=int, default=0, metavar="N", help=learn)
-    add("--overwrite", action="store_true", help="remove what is there of the inputs, also if another model made it")
+    add("--refine", type=int, default=0, metavar="N", help=steps)
+    add("--overwrite", action="store_true", help="replace what was made of the inputs, even by another model")
     add("--batch-size", type=int, default=8, metavar="N", help="frames in a batch, per process (default: %(default)s)")
     workers = min(4, available_cores())
     add("--workers", type=int, default=workers, metavar="N", help="processes that decode images (default: %(default)s)")

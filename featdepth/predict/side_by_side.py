@@ -43,7 +43,7 @@ def write_side_by_side(
     """Write an mp4 of `frames`, each uint8 RGB `[h, w, 3]` with its depth `[h, w]` and its time in seconds or None.
 
     They are read one by one; those of another size than the first are resized to it. unit: METRES or RELATIVE; nearest:
-    depth of the brightest colour, None: from the first frames; frame_rate: frames a second where they know no times.
+    depth of the brightest colour, None: from the first frames; frame_rate: frames a second where they have no times.
     Each frame is shown at its own time after the first, and the last one as long as the one before it. The file appears
     once it is whole, and not where there is no frame. Raises InputError without PyAV, OSError where it cannot be
     written.
@@ -90,7 +90,7 @@ def fitted(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def mux(container: OutputContainer, packets: Iterable[Packet], durations: dict[int, int]) -> None:
-    """Write encoded frames. A player needs to be told how long the last one lasts; of others the next one tells."""
+    """Write encoded frames. A player needs the duration of the last one; that of any other ends with the next."""
     for packet in packets:
         packet.duration = durations[packet.pts]
         container.mux(packet)
@@ -128,7 +128,7 @@ class Places:
 
 
 def rate_of(times: Sequence[float | None]) -> float | None:
-    """Frames a second by the median time between frames; None where frames know no times."""
+    """Frames a second by the median time between frames; None where frames have no times."""
     if len(times) < 2 or None in times:
         return None
     step = float(np.median(np.diff(times)))

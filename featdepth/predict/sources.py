@@ -137,7 +137,7 @@ def list_frames(folder: Path) -> list[str]:
 
 
 def count_others(folder: Path) -> int:
-    """The visible files in a folder that are no images or photos."""
+    """The visible files in a folder that are neither images nor photos."""
     known = (IMAGE, OTHER_PHOTO)
     names = (name for name in file_names(folder) if not any(each.fullmatch(name) for each in known) and name[0] != ".")
     return sum((folder / name).is_file() for name in names)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.predict.made_with import claim
 from featdepth.predict.outputs import is_whole, made_files, remove_outputs
 from featdepth.predict.settings import IMAGE_KINDS, Settings
 from featdepth.predict.sources import FrameSource, find_inputs, is_image, list_sources
-from featdepth.wording import count
 
 
 def plan_work(

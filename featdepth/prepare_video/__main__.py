@@ -33,7 +33,7 @@ from PIL import Image
 from featdepth.cameras.intrinsics_files import split_name
 from featdepth.config import Parser
 from featdepth.config.values import override
-from featdepth.console import watched
+from featdepth.console import command, count, watched
 from featdepth.data.films import Picture, read_pictures, video_reader
 from featdepth.data.listing import list_images
 from featdepth.data.shape import fitting_size
@@ -47,7 +47,6 @@ from featdepth.prepare_video.record import JOURNAL, Progress
 from featdepth.prepare_video.speed import read_speeds
 from featdepth.prepare_video.views import View, measuring_intrinsics, show, view_of
 from featdepth.two_view.matching import find_features
-from featdepth.wording import command, count
 
 VERSION = 1  # of what is written: raise it when that changes
 JPEG_QUALITY = 95

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.data.listing import read_numbers
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 LONGEST_GAP = 3.0  # seconds between two speeds: receivers give one a second; beyond it too much may have happened
 

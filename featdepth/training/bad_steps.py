@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import write_text
 from featdepth.parallel.processes import on_main_process
-from featdepth.wording import count
 
 RECORD = "bad_steps.json"
 SMALLEST_SCALE = 1.0  # of a loss, below which it is not the scale that makes gradients overflow
 
 
-def propagate(loss: Tensor) -> Tensor:
+def spoil_gradient(loss: Tensor) -> Tensor:
     """The same loss, whose gradient is NaN everywhere where the loss itself is not finite."""
     return loss * (1 + 0 * loss.detach())
 
@@ -66,10 +66,10 @@ class BadSteps:
         return [torch.cat([each.flatten() for each in group]) for group in self.groups]
 
     def watch(self, loss: Tensor) -> Tensor:
-        """`propagate(loss)`, of each loss of a step before its backward pass."""
+        """`spoil_gradient(loss)`, of each loss of a step before its backward pass."""
         if self.scaler is not None:
             self.infinite_losses = self.infinite_losses + ~loss.detach().isfinite()
-        return propagate(loss)
+        return spoil_gradient(loss)
 
     def judge(self, norm: Tensor) -> Tensor:
         """Whether the step with this gradient norm is bad (bool, on the device); the optimizer will then skip it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
@@ -21,7 +22,6 @@ from safetensors import SafetensorError
 
 from featdepth.errors import InputError, one_line
 from featdepth.files import read_json
-from featdepth.models.saved.torch_files import check_torch_archive
 from featdepth.parallel.processes import on_all_processes, on_main_process
 from featdepth.training.conditions import differences, same_place
 
@@ -43,6 +43,12 @@ class Progress:
     bad_in_a_row: int = 0  # steps up to here whose loss or gradient was not finite
     interval: list[list[float]] = field(default_factory=list)  # each process's sums since the last log line
 
+    def end_validation(self, loss: float) -> bool:
+        """Note that the step is validated, with this loss; whether that is the smallest so far."""
+        is_best = loss < (math.inf if self.best_loss is None else self.best_loss)
+        self.validated, self.best_loss = self.step, loss if is_best else self.best_loss
+        return is_best
+
     def load(self, state: dict) -> None:
         for each in fields(self):
             setattr(self, each.name, state[each.name])
@@ -53,7 +59,7 @@ def save_checkpoint(
 ) -> None:
     """Write `folder/step_<n>` with everything that an exact resume needs, then remove all but the `keep` newest.
 
-    conditions: see `circumstances`. Every process enters. Raises InputError when it cannot be written; the checkpoints
+    conditions: see `conditions_of`. Every process enters. Raises InputError when it cannot be written; the checkpoints
     before it are then intact.
     """
     final = folder / f"{PREFIX}{progress.step}"
@@ -255,6 +261,8 @@ def load_state(accelerator: Accelerator, path: Path) -> None:
 
     A run that was not in fp16 has no scale of the loss to load: one in fp16 begins with a new one.
     """
+    from featdepth.models.saved.torch_files import check_torch_archive
+
     scaler = accelerator.scaler
     try:
         for file in (*path.glob("*.bin"), *path.glob("*.pkl"), *path.glob("*.pt")):

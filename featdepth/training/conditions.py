@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from featdepth.config.values import shown
 from featdepth.data.mix import SHARED_KEYS, mixed_configs
 from featdepth.models.saved.provenance import versions
 from featdepth.parallel.accelerator import compilation
+from featdepth.training.schedule import fitted
 
 # What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
 FREE = {
@@ -38,13 +40,12 @@ NOTED = {
 NO_CONFIGURATION = {*NOTED, "train.seed", "device", "validation samples"}
 
 OTHER_STEPS = "each step is made of other samples"
-OTHER_NETWORKS = "the networks are others than those that were trained"
+OTHER_NETWORKS = "these are not the networks that were trained"
 MEANINGS = (  # the first prefix counts
     ("processes", OTHER_STEPS),
     ("train.batch_size", OTHER_STEPS),
     ("train.accumulate", OTHER_STEPS),
     ("train.seed", "another order, augmentation and dropout"),
-    ("train.sync_batch_norm", "other batch statistics"),
     ("training samples", "the list of samples has changed, and so does their order"),
     ("validation samples", "validation losses before and after cannot be compared"),
     ("device", "sums are rounded differently"),
@@ -61,10 +62,14 @@ MEANINGS = (  # the first prefix counts
 )
 
 
-def circumstances(
-    accelerator: Accelerator, config: Config, training: Sequence[object], validation: Sequence[object]
+def conditions_of(
+    accelerator: Accelerator, config: Config, training: Sequence[object], validation: Sequence[object], batches: int
 ) -> dict[str, object]:
-    """All that the values of a run depend on, flat and ready for JSON; `training`, `validation`: their samples."""
+    """All that the values of a run depend on, flat and ready for JSON.
+
+    training, validation: their samples; batches: of an epoch of training, on each process.
+    """
+    steps_per_epoch = math.ceil(batches / config.train.accumulate)
     flat = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
     mixed = {
         f"data.mix {number}: {key}": value
@@ -83,6 +88,7 @@ def circumstances(
         "threads": torch.get_num_threads(),
         **{key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_SECTIONS)},
         **mixed,
+        "warm-up": fitted(config.schedule, config.train.epochs, steps_per_epoch).warmup_steps,
     }
 
 

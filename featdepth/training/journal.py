@@ -12,10 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from featdepth.config import Config, to_dict
+from featdepth.console import Display
 from featdepth.errors import InputError
 from featdepth.files import read_bytes, write_text
 from featdepth.metrics.depth import METRICS
 from featdepth.parallel.host import peak_memory_gb
+from featdepth.training.checkpoint import Progress
 
 SHOWN_SCORES = {"abs_rel", "a1", "metric_abs_rel"}
 LARGEST_METRICS = 1 << 30  # bytes
@@ -70,6 +73,32 @@ class MetricsFile:
         write_text(self.path, "".join(kept))
 
 
+class Journal:
+    """Where the lines of a run go: `metrics.jsonl`, its trackers and the console."""
+
+    def __init__(self, accelerator: Accelerator, metrics: MetricsFile, display: Display) -> None:
+        self.accelerator, self.metrics, self.display = accelerator, metrics, display
+
+    def write(self, split: str, progress: Progress, values: dict[str, float | None], remark: str = "") -> None:
+        """A line of the split "train" or "validation"; `remark`: behind it on the console."""
+        line = {"split": split, "epoch": progress.epoch, "step": progress.step, **values}
+        self.metrics.write(line)
+        self.accelerator.log({f"{split}/{key}": value for key, value in values.items()}, step=progress.step)
+        self.say(log_line(line) + remark)
+
+    def say(self, text: str) -> None:
+        """Print a line, on the main process."""
+        if self.accelerator.is_main_process:
+            self.display.write(text)
+
+
+def flat_config(config: Config) -> dict[str, object]:
+    """`section.key` -> text or number, as trackers take it."""
+    sections = to_dict(config).items()
+    flat = {f"{section}.{key}": value for section, values in sections for key, value in values.items()}
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in flat.items()}
+
+
 class IntervalLog:
     """Sums since the last log line, kept on the device, so that a step never waits for them.
 
@@ -105,7 +134,7 @@ class IntervalLog:
         return [] if self.sums is None else self.accelerator.gather(self.sums[None]).tolist()
 
     def restore(self, state: list[list[float]]) -> None:
-        """Continue from the sums of a checkpoint; those of processes that are no more go to the main one."""
+        """Continue from the sums of a checkpoint; those of processes that it no longer has go to the main one."""
         rank, count = self.accelerator.process_index, self.accelerator.num_processes
         own = state[rank : rank + 1] + (state[count:] if rank == 0 else [])
         sums = torch.tensor(own).sum(0) if own else torch.zeros(len(state[0])) if state else None
@@ -129,6 +158,7 @@ class IntervalLog:
             "replaced": int(replaced),
             "bad_steps": round(bad / self.accelerator.num_processes),
             "memory_gb": peak_memory_gb(self.accelerator.device),
+            **({} if self.accelerator.scaler is None else {"loss_scale": self.accelerator.scaler.get_scale()}),
         }
 
 

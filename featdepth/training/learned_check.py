@@ -21,7 +21,7 @@ from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import in_evaluation_mode
-from featdepth.models.saved.verdict import LEARNED, NOTHING, TOO_FEW
+from featdepth.models.saved.provenance import LEARNED, NOTHING, TOO_FEW
 from featdepth.objective import intrinsics_of, minimum_error, reconstruct, upsampled_depths
 from featdepth.two_view.relative_pose import match_frames, parallax, relative_pose
 

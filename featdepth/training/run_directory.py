@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 from featdepth.config import Config, save_config
 from featdepth.errors import InputError
+from featdepth.models import FeatDepth
 from featdepth.models.saved.provenance import versions
 from featdepth.parallel.processes import on_all_processes, on_main_process
 
@@ -32,6 +34,7 @@ class RunDirectory:
         on_main_process(accelerator, self.check)
 
     def check(self) -> None:
+        """InputError where the folder is not to be used; it is locked where it is."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; choose another run.directory")
         if not self.path.is_dir():
@@ -68,9 +71,10 @@ class RunDirectory:
     def make(self) -> None:
         """Make the folder and note what the run is made with. InputError if it cannot be written, or not by all."""
         on_main_process(self.accelerator, self.write)
-        on_all_processes(self.accelerator, self.see)
+        on_all_processes(self.accelerator, self.check_visible)
 
     def write(self) -> None:
+        """Make the folder and its `config.yaml`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.check()  # another run may have come first
@@ -78,7 +82,26 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written to ({error.strerror}); set run.directory") from error
 
-    def see(self) -> None:
+    def keep_model(
+        self, model: FeatDepth, is_best: bool, check: Callable[[FeatDepth, str], None] | None = None
+    ) -> None:
+        """Write `model_last/`, and `model/` where it is the best so far.
+
+        check: at the end of a training, what looks at the "last" and the "best" model before they are written.
+        """
+        if check is not None:
+            check(model, "last")
+        model.save_pretrained(self.path / "model_last")
+        directory = self.path / "model"
+        if is_best:
+            model.save_pretrained(directory)
+        elif check is not None and directory.is_dir():
+            best = FeatDepth.from_pretrained(directory).to(self.accelerator.device)
+            check(best, "best")
+            best.save_pretrained(directory)
+
+    def check_visible(self) -> None:
+        """InputError where this process does not see what the main process has written."""
         if not self.path.is_dir() or "config.yaml" not in os.listdir(self.path):
             raise InputError(
                 f"{self.path}: process {self.accelerator.process_index} on {platform.node()} does not see what the "

@@ -1,11 +1,11 @@
-"""Optimizer steps: the learning rate of each, whatever the number of processes, and the batches that make one."""
+"""The learning rate of each optimizer step, whatever the number of processes, and the batches that make one."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from featdepth.config import Schedule
-from featdepth.wording import count
+from featdepth.console import count
 
 SHORTEST_RUN = 3  # warm-ups that fit into a run
 

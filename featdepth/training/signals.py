@@ -7,19 +7,31 @@ import signal
 import time
 from datetime import timedelta
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 
 from featdepth.errors import INTERRUPTED, TERMINATED
 
-# What can be asked of a run, by ascending weight.
+# By ascending weight: the strongest wish of any process counts.
 NOTHING, SAVE, INTERRUPT, TERMINATE = range(4)
 EXIT_CODES = {INTERRUPT: INTERRUPTED, TERMINATE: TERMINATED}
 ASKED_BY = {signal.SIGUSR1: SAVE, signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
 AGREE_SECONDS = 1.0  # processes agree about this often, but at least every tenth step
 AGREE_STEPS = 10
 REPEATED_SECONDS = 1.0
+
+
+class Asked(NamedTuple):
+    """What a run is asked for."""
+
+    save: bool = False
+    exit_code: int | None = None  # to end with; None: to go on
+
+    @property
+    def stop(self) -> bool:
+        return self.exit_code is not None
 
 
 class Requests:
@@ -50,14 +62,14 @@ class Requests:
                 self.interrupted = time.monotonic()
                 os.write(2, b"\nsaving and stopping after this step; Ctrl-C again stops at once\n")
 
-    def agreed(self, at_once: bool = False) -> int:
-        """What any process was asked for: NOTHING, SAVE, INTERRUPT or TERMINATE. A wish to save is then fulfilled.
+    def agreed(self, at_once: bool = False) -> Asked:
+        """What any process was asked for. A wish to save is then fulfilled; one to stop remains.
 
         Every process calls this equally often. They exchange their wishes about once a second (`at_once`: now).
         """
         self.calls += 1
         if self.group is not None and self.calls < self.every and not at_once:
-            return NOTHING
+            return Asked()
         own = asked = self.asked
         if self.group is not None:
             seconds = (time.perf_counter() - self.since) / self.calls
@@ -69,7 +81,11 @@ class Requests:
             self.calls, self.since = 0, time.perf_counter()
         if own == SAVE:  # and not what has come in meanwhile
             self.asked = self.asked if self.asked > SAVE else NOTHING
-        return asked
+        return Asked(asked >= SAVE, EXIT_CODES.get(asked))
+
+    def must_stop(self) -> bool:
+        """Whether the run is to stop, agreed at once. Every process enters."""
+        return self.agreed(at_once=True).stop
 
     def close(self) -> None:
         """Give the signals back."""

@@ -22,7 +22,6 @@ def validate(
     model: nn.Module,
     loader: DataLoader,
     config: Config,
-    with_depth: bool,
     interrupted: Callable[[], bool] = lambda: False,
     losses_of: Callable[..., dict[str, Tensor]] = compute_losses,
 ) -> dict[str, float] | None:
@@ -44,6 +43,7 @@ def validate(
         return {**losses, "median": scores.median_scaled, "fixed": scores.fixed_scale, "pixels": scores.pixels}
 
     bare: FeatDepth = bare_model(accelerator, model)
+    with_depth = loader.dataset.with_depth and bare.has_depth
     table = gather_columns(accelerator, model, loader, columns, interrupted, "validation")
     if table is None:
         return None

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featdepth.console import count
 from featdepth.data.cached.shards import (
     SHARD_BYTES,
+    FrameIdentity,
     ShardWriter,
-    Source,
     file_size,
     identify,
     map_frames,
@@ -36,7 +37,6 @@ from featdepth.data.cached.shards import (
 )
 from featdepth.data.images import crop_window, load_image
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 SPARED_BYTES = 1 << 30  # of the disk, for checkpoints and everybody else: less is left free by no frame
 MOST_MAPS = 128  # shards that are mapped at a time; each takes a file descriptor
@@ -72,7 +72,7 @@ class FrameCache:
 
     def forget(self) -> None:
         """Know nothing of what is on the disk."""
-        self.known: dict[bytes, list[Place]] = {}  # by the digest of a frame's Source
+        self.known: dict[bytes, list[Place]] = {}  # by the digest of a frame's FrameIdentity
         self.read_up_to: dict[str, tuple[int, int]] = {}  # of each shard's index: bytes, lines
         self.maps: dict[str, np.ndarray] = {}  # uint8 [frames, 3, H, W] of each shard in use
         self.writer: ShardWriter | None = None
@@ -108,7 +108,7 @@ class FrameCache:
         """Whether the frame of the file at `path`, as it is now, is in the cache and undamaged."""
         return self.find(identify(path, expected_size)) is not None
 
-    def find(self, source: Source) -> Tensor | None:
+    def find(self, source: FrameIdentity) -> Tensor | None:
         """A copy of the frame of `source`, where it is on the disk."""
         digest = digest_of(source.as_line())
         frame = self.read(digest)
@@ -157,7 +157,7 @@ class FrameCache:
                     self.known.setdefault(digest_of(source), []).append(Place(shard, position, checksum))
             self.read_up_to[shard] = (start + sum(map(len, lines)), slot + len(lines))
 
-    def add(self, source: Source, frame: Tensor) -> None:
+    def add(self, source: FrameIdentity, frame: Tensor) -> None:
         """Append a frame to this process's shard, unless the limit is reached."""
         if self.closed or self.is_full():
             self.closed = True
@@ -214,5 +214,5 @@ def make_folder(folder: Path) -> bool:
 
 
 def digest_of(source: bytes) -> bytes:
-    """Of a Source as its line has it, to be found by; parsing the lines of 100 000 frames would take a second."""
+    """Of a FrameIdentity as its line has it, to be found by; parsing 100 000 lines would take a second."""
     return hashlib.blake2b(source, digest_size=16).digest()

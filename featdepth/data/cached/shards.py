@@ -1,7 +1,7 @@
 """The files of the cache of decoded frames.
 
 <folder>/<height>x<width>-<filter>-<version>/<name>.frames   frames uint8 [3, H, W], one after the other
-                                             <name>.index    a line with checksum and Source for each of them
+                                             <name>.index    a line with checksum and FrameIdentity for each of them
 
 (the folder of cropped frames ends with -cropped- and the four parts that are cut off)
 
@@ -39,7 +39,7 @@ LINE = re.compile(rb"([0-9a-f]{8}) (\[.*\])\n")
 SHARD_NAME = re.compile(r"[0-9a-f]{16}")
 
 
-class Source(NamedTuple):
+class FrameIdentity(NamedTuple):
     """What tells a frame from all others."""
 
     path: str  # absolute
@@ -64,7 +64,7 @@ class ShardWriter:
         self.index = os.open(self.path.with_suffix(".index"), flags, 0o644)
         self.frames = os.open(self.path.with_suffix(".frames"), flags, 0o644)
 
-    def append(self, source: Source, frame: Tensor) -> None:
+    def append(self, source: FrameIdentity, frame: Tensor) -> None:
         """Raises OSError where the frame cannot be written; the shard is then as it was."""
         content = frame.contiguous().numpy().tobytes()
         line = b"%08x %s\n" % (zlib.crc32(content), source.as_line())
@@ -108,13 +108,13 @@ def frame_size(folder: Path) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def identify(path: str | Path, expected_size: tuple[int, int]) -> Source:
-    """The Source of the file at `path` as it is now; `expected_size`: height and width it must have. InputError."""
+def identify(path: str | Path, expected_size: tuple[int, int]) -> FrameIdentity:
+    """That of the file at `path` as it is now; `expected_size`: height and width it must have. Raises InputError."""
     try:
         state = os.stat(path)
     except OSError as error:
         raise InputError(f"{path}: the image cannot be read: {error.strerror}") from error
-    return Source(os.path.abspath(path), state.st_size, state.st_mtime_ns, *expected_size)
+    return FrameIdentity(os.path.abspath(path), state.st_size, state.st_mtime_ns, *expected_size)
 
 
 def shard_files(folder: Path, suffix: str) -> list[Path]:
@@ -164,20 +164,20 @@ def read_lines(path: Path, start: int = 0) -> list[bytes]:
 
 
 def split_line(line: bytes) -> tuple[int | None, bytes]:
-    """Checksum and Source, as text, of a frame; no checksum where the line is damaged."""
+    """Checksum and FrameIdentity, as text, of a frame; no checksum where the line is damaged."""
     match = LINE.fullmatch(line)
     return (int(match[1], 16), match[2]) if match else (None, b"")
 
 
-def parse_source(text: bytes) -> Source | None:
-    """The Source of a line; None where it is damaged."""
+def parse_identity(text: bytes) -> FrameIdentity | None:
+    """The FrameIdentity of a line; None where it is damaged."""
     try:
         path, *numbers = json.loads(text)
     except (ValueError, TypeError, RecursionError):
         return None
     if not isinstance(path, str) or len(numbers) != 4 or not all(type(number) is int for number in numbers):
         return None
-    return Source(path, *numbers)
+    return FrameIdentity(path, *numbers)
 
 
 def map_frames(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -196,12 +196,12 @@ def map_frames(path: Path, size: tuple[int, int]) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8).reshape(count, *shape)
 
 
-def read_shard(index: Path) -> Iterator[tuple[bytes, Source | None, np.ndarray | None]]:
+def read_shard(index: Path) -> Iterator[tuple[bytes, FrameIdentity | None, np.ndarray | None]]:
     """Line, source and frame of each slot; None for a line or a frame that is damaged."""
     frames = map_frames(index.with_suffix(".frames"), frame_size(index.parent))
     for slot, line in enumerate(read_lines(index)):
         checksum, text = split_line(line)
-        source = None if checksum is None else parse_source(text)
+        source = None if checksum is None else parse_identity(text)
         intact = slot < len(frames) and zlib.crc32(frames[slot]) == checksum
         yield line, source, frames[slot] if intact else None
 

@@ -124,7 +124,7 @@ def parse_row(path: Path, rows: dict[str, str], name: str, count: int) -> np.nda
 
 
 def parse_rotation(path: Path, rows: dict[str, str], name: str) -> np.ndarray:
-    """Row `name` as a rotation 3x3; InputError where it is none."""
+    """Row `name` as a rotation 3x3; InputError where it is not one."""
     rotation = parse_row(path, rows, name, 9).reshape(3, 3)
     if not np.allclose(rotation @ rotation.T, np.eye(3), rtol=0, atol=0.01) or np.linalg.det(rotation) < 0:
         raise InputError(f"{path}: row {name} is no rotation; download the calibration again, or correct the row")

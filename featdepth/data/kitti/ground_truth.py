@@ -17,10 +17,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from featdepth.console import count
 from featdepth.data.kitti.calibration import Calibration
 from featdepth.errors import InputError
 from featdepth.files import locked, read_bytes, read_safetensors, user_cache_folder
-from featdepth.wording import count
 
 POINT_BYTES = 16  # x, y, z, reflectance: float32
 LARGEST_SCAN = 64 << 20  # bytes; KITTI's scans have 2 MB

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.data.listing import LARGEST_TABLE, read_numbers
 from featdepth.errors import InputError
 from featdepth.files import read_text
-from featdepth.wording import count
 
 NUMBERS = 30  # of a packet
 SPEEDS = slice(8, 11)  # those that are forward, leftward and upward, m/s

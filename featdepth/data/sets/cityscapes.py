@@ -28,7 +28,7 @@ from featdepth.data.listing import file_names
 from featdepth.data.samples import STEREO, Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
-from featdepth.files import read_json, read_text
+from featdepth.files import read_object, read_text
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -129,7 +129,7 @@ class Cityscapes(SequenceDataset):
 
     def read_camera(self, path: str) -> StereoCamera:
         """What a camera file says. Raises InputError where that is no camera."""
-        values = read_record(path, "the camera")
+        values = read_values(path, "the camera")
         fx, fy, cx, cy = (number_in(values, path, "intrinsic", name) for name in ("fx", "fy", "u0", "v0"))
         intrinsics = matrix(fx, fy, cx, cy)
         check_pinhole(path, "intrinsic", intrinsics)
@@ -167,7 +167,7 @@ class Cityscapes(SequenceDataset):
     def read_speeds(self, drive: str) -> dict[int, float]:
         """Metres a second at each frame where that is known; never negative."""
         return {
-            frame: abs(number_in(read_record(path, "the vehicle's state"), path, "speed"))
+            frame: abs(number_in(read_values(path, "the vehicle's state"), path, "speed"))
             for frame, path in self.files("vehicle_sequence", drive).items()
         }
 
@@ -187,12 +187,9 @@ def read_timestamp(path: str) -> float:
     return int(text) / 1e9
 
 
-def read_record(path: str, what: str) -> Any:
+def read_values(path: str, what: str) -> dict[str, Any]:
     """The content of a small JSON file; `what` it should be is said in errors. Raises InputError."""
-    try:
-        return read_json(path, LARGEST_JSON, what)
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: {what} is no JSON; download the file again") from None
+    return read_object(path, LARGEST_JSON, what, f"{what} is no JSON object; download the file again")
 
 
 def number_in(values: Any, path: str, *keys: str) -> float:

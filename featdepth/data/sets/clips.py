@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from featdepth.errors import InputError
-from featdepth.files import read_json
+from featdepth.files import read_object
 
 SUMMARY, CLIP = "summary.json", "clip.json"
 LARGEST_RECORD = 64 << 20  # bytes
@@ -14,10 +13,5 @@ LARGEST_RECORD = 64 << 20  # bytes
 
 def read_record(path: Path) -> dict[str, Any]:
     """The object in a file that a preparation wrote. Raises InputError, naming it, where it cannot be understood."""
-    try:
-        found = read_json(path, LARGEST_RECORD, "the record of prepared frames")
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: cannot be understood; prepare the frames again, into a new folder")
-    return found
+    problem = "cannot be understood; prepare the frames again, into a new folder"
+    return read_object(path, LARGEST_RECORD, "the record of prepared frames", problem)

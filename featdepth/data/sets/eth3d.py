@@ -17,14 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from featdepth.cameras.intrinsics_files import read_colmap_cameras
+from featdepth.console import count
 from featdepth.data.footage import Camera
 from featdepth.data.listing import LARGEST_TABLE, file_names, list_frames
 from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
-from featdepth.files import read_bytes, read_text
+from featdepth.files import numbered_lines, read_bytes, read_text
 from featdepth.odometry.interpolate import poses_from_quaternions
-from featdepth.wording import count
 
 CAMERA_FOLDER = re.compile(r"images_rig_(cam[0-9]+)_undistorted")
 IMAGE_NAME = re.compile(r"([0-9]{1,19})\.png")
@@ -33,7 +33,7 @@ LENS_PARAMETERS = 12  # of THIN_PRISM_FISHEYE
 LARGEST_SIDE = 1 << 14  # pixels
 
 
-class View(NamedTuple):
+class PosedImage(NamedTuple):
     """An image of COLMAP's images.txt."""
 
     camera: int  # its id in cameras.txt
@@ -69,7 +69,7 @@ class Eth3d(SequenceDataset):
         folder = self.root / scene / "images" / f"images_rig_{camera}_undistorted"
         return list(list_frames(folder, IMAGE_NAME).items())
 
-    def views(self, drive: str, calibration: str, suffix: str) -> dict[int, View]:
+    def views(self, drive: str, calibration: str, suffix: str) -> dict[int, PosedImage]:
         """What a folder with COLMAP's files says of the drive's images, by nanoseconds."""
         scene, camera = drive.split("/")
         path = self.root / scene / calibration / "images.txt"
@@ -97,7 +97,7 @@ class Eth3d(SequenceDataset):
             depth={frame: depth[time] for frame, (time, _) in enumerate(files) if time in depth},
         )
 
-    def read_views(self, drive: str) -> dict[int, View]:
+    def read_views(self, drive: str) -> dict[int, PosedImage]:
         return self.views(drive, "rig_calibration_undistorted", "_undistorted")
 
     def read_poses(self, drive: str) -> dict[int, np.ndarray]:
@@ -136,7 +136,7 @@ class Eth3d(SequenceDataset):
         return np.where(nearest[..., 0] < 0, np.float32(0), stored[nearest[..., 0], nearest[..., 1]])
 
 
-def camera_of(path: Path, cameras: dict, views: dict[int, View]):
+def camera_of(path: Path, cameras: dict, views: dict[int, PosedImage]):
     """The one of the `cameras` in the file at `path` that took the `views`. Raises InputError unless it is one."""
     ids = {view.camera for view in views.values()}
     if len(ids) != 1 or not ids <= cameras.keys():
@@ -144,12 +144,12 @@ def camera_of(path: Path, cameras: dict, views: dict[int, View]):
     return cameras[ids.pop()]
 
 
-def read_views(path: Path) -> dict[str, View]:
+def read_views(path: Path) -> dict[str, PosedImage]:
     """The images in COLMAP's images.txt by name: each has two lines, of which the second (its points) is left out.
 
     Raises InputError, naming file and line.
     """
-    lines = enumerate(read_lines(path), 1)
+    lines = enumerate(read_text(path, LARGEST_TABLE, "the calibration").splitlines(), 1)
     views = {}
     for number, line in lines:
         if not line.strip() or line.startswith("#"):
@@ -161,9 +161,9 @@ def read_views(path: Path) -> dict[str, View]:
         except (ValueError, IndexError):
             raise InputError(f"{path}:{number}: {line[:60]!r} is no image of COLMAP's; download it again") from None
         if not np.isfinite(values).all() or not np.any(values[:4]):
-            raise InputError(f"{path}:{number}: the pose of {name} is none; download it again")
+            raise InputError(f"{path}:{number}: the pose of {name} is not one; download it again")
         camera_from_world = poses_from_quaternions(translation[None], np.array([[*xyz, w]]))[0]
-        views[name] = View(camera, np.linalg.inv(camera_from_world))
+        views[name] = PosedImage(camera, np.linalg.inv(camera_from_world))
         next(lines, None)
     return views
 
@@ -171,10 +171,8 @@ def read_views(path: Path) -> dict[str, View]:
 def read_thin_prism_cameras(path: Path) -> dict[int, DistortedCamera]:
     """The cameras in a COLMAP cameras.txt whose lenses are all of the model THIN_PRISM_FISHEYE. Raises InputError."""
     cameras = {}
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in numbered_lines(path, LARGEST_TABLE, "the calibration"):
         words = line.split()
-        if not words or line.startswith("#"):
-            continue
         try:
             camera, model, width, height = int(words[0]), words[1], int(words[2]), int(words[3])
             parameters = tuple(float(word) for word in words[4:])
@@ -185,10 +183,6 @@ def read_thin_prism_cameras(path: Path) -> dict[int, DistortedCamera]:
             raise InputError(f"{path}:{number}: {line[:60]!r} should be a THIN_PRISM_FISHEYE camera, 12 parameters")
         cameras[camera] = DistortedCamera((height, width), parameters)
     return cameras
-
-
-def read_lines(path: Path) -> list[str]:
-    return read_text(path, LARGEST_TABLE, "the calibration").splitlines()
 
 
 def thin_prism_pixels(points: np.ndarray, parameters: tuple[float, ...]) -> np.ndarray:

@@ -16,12 +16,12 @@ from typing import ClassVar
 import numpy as np
 
 from featdepth.cameras.intrinsics_files import read_intrinsics
+from featdepth.console import command
 from featdepth.data.footage import Camera
 from featdepth.data.images import image_size
 from featdepth.data.listing import file_names, list_frames, read_matrix, read_numbers
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
-from featdepth.wording import command
 
 IMAGE_NAME = re.compile(r"([0-9]{6})\.png")
 

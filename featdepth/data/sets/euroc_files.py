@@ -11,10 +11,10 @@ import numpy as np
 from featdepth.cameras.lenses import Lens
 from featdepth.cameras.pinhole import matrix
 from featdepth.config.values import convert, parse_yaml
+from featdepth.console import count
 from featdepth.data.listing import file_names, read_numbers
 from featdepth.errors import InputError
-from featdepth.files import read_text
-from featdepth.wording import count
+from featdepth.files import numbered_lines, read_text
 
 TRUTH_COLUMNS = 17  # nanoseconds, position, quaternion (w first), velocity, two biases
 IMAGE_LINE = re.compile(r"\s*([0-9]{1,19})\s*,\s*([^\s,/\\]+)\s*")
@@ -60,11 +60,8 @@ def read_camera(folder: Path) -> Sensor:
 def read_images(folder: Path) -> dict[int, Path]:
     """The images that a camera's data.csv lists and that are there, by nanoseconds, in order. Raises InputError."""
     path = folder / "data.csv"
-    text = read_text(path, LARGEST_LIST, "the list of images")
     there, images = set(file_names(folder / "data")), {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
+    for number, line in numbered_lines(path, LARGEST_LIST, "the list of images"):
         match = IMAGE_LINE.fullmatch(line)
         if not match:
             raise InputError(f"{path}:{number}: {line.strip()[:60]!r} should be nanoseconds and the name of an image")

@@ -25,7 +25,7 @@ from featdepth.data.listing import LARGEST_TABLE, read_numbers
 from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
-from featdepth.files import read_text
+from featdepth.files import numbered_lines
 from featdepth.odometry.interpolate import interpolate_poses
 
 UNITS_PER_METRE = 5000.0
@@ -103,11 +103,8 @@ def read_file_list(path: Path) -> tuple[np.ndarray, list[str]]:
 
     Raises InputError, naming file and line, for anything else.
     """
-    text = read_text(path, LARGEST_TABLE, "the list of images")
     times, paths = [], []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
+    for number, line in numbered_lines(path, LARGEST_TABLE, "the list of images"):
         match = LISTED_FILE.fullmatch(line)
         if match is None:
             raise InputError(f"{path}:{number}: {line.strip()[:60]!r} should be a time in seconds and a file")

@@ -18,6 +18,7 @@ import numpy as np
 
 from featdepth.cameras.intrinsics_files import read_pinhole
 from featdepth.cameras.pinhole import field_of_view_intrinsics
+from featdepth.console import count
 from featdepth.data.footage import Camera
 from featdepth.data.frame_folders import list_sequence
 from featdepth.data.images import image_size
@@ -26,7 +27,6 @@ from featdepth.data.samples import Sample
 from featdepth.data.sets.clips import CLIP, SUMMARY, read_record
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
-from featdepth.wording import count
 
 INTRINSICS_NAME = "intrinsics.txt"
 # A film of variable frame rate waits between frames for up to this many seconds, and times its usual interval.
@@ -42,9 +42,8 @@ class Video(SequenceDataset):
         drives = [name for name in file_names(root) if list_images(root / name) or other_photos(root / name)]
         if not drives:
             raise InputError(
-                f"{root}: no folder with png or jpg images, or others that are read, here; make one "
-                "by python -m featdepth.prepare_video, "
-                "or expected images in folders below, as <drive>/0001.jpg"
+                f"{root}: no folder with png or jpg images (or in another format that is read) here; make one by "
+                "python -m featdepth.prepare_video, or put images into folders below, as in <drive>/0001.jpg"
             )
         return drives
 
@@ -70,12 +69,15 @@ class Video(SequenceDataset):
             "data.field_of_view (degrees), which model.intrinsics=learned takes as a start"
         )
 
+    def assumes_intrinsics(self, sample: Sample) -> bool:
+        folders = (self.root / sample.drive, self.root)
+        is_known = self.clip_record(sample.drive).get("intrinsics") is not None
+        return not is_known and not any((folder / INTRINSICS_NAME).is_file() for folder in folders)
+
     def intrinsics_source(self, sample: Sample) -> str:
-        if self.clip_record(sample.drive).get("intrinsics") is not None:
-            return CLIP
-        if any((folder / INTRINSICS_NAME).is_file() for folder in (self.root / sample.drive, self.root)):
-            return INTRINSICS_NAME
-        return f"data.field_of_view ({self.config.field_of_view:g} degrees)"
+        if self.assumes_intrinsics(sample):
+            return f"data.field_of_view ({self.config.field_of_view:g} degrees)"
+        return CLIP if self.clip_record(sample.drive).get("intrinsics") is not None else INTRINSICS_NAME
 
     def clip_record(self, drive: str) -> dict[str, Any]:
         """What the preparation knew of a clip; nothing for a plain folder."""

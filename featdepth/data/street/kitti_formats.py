@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from featdepth.data.kitti.oxts_poses import EARTH_RADIUS
 from featdepth.data.street.scene import rotation
 
 INTERVAL = 0.1  # seconds between frames
-EARTH_RADIUS = 6378137.0  # metres
 CAMERA_X = (0.0, -0.54, 0.06, -0.48)  # x of camera 0's origin seen from each camera: 2 and 3 are 0.54 m apart
 # Days on which KITTI recorded nothing, so that no drive here is taken for one of its drives.
 DATES = ("2031_09_26", "2031_09_28", "2031_09_30")

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 from featdepth.data.street.objects import Style, barrier, car, house, tree, vivid
-from featdepth.data.street.scene import GroundLooks, Road, Scene, Solids, Trajectory, block, material, rounds
+from featdepth.data.street.scene import GroundLooks, Journey, Road, Scene, Solids, block, material, rounds
 
 KINDS = ("straight", "bend", "turn", "straight", "bend", "bend", "turn")  # what the road does, by drive number
 BEHIND, AHEAD = 40.0, 150.0  # metres of street before the first and after the last position of the vehicle
 WINDING_PERIOD = 2.0  # seconds from one bend of a winding street to the next, about
 
 
-def build_street(rng: np.random.Generator, kind: str, duration: float, rate: float = 0.0) -> tuple[Scene, Trajectory]:
+def build_street(rng: np.random.Generator, kind: str, duration: float, rate: float = 0.0) -> tuple[Scene, Journey]:
     """A street of `kind` (see KINDS, or "winding") and a drive of `duration` seconds along it.
 
     rate: radians a second by which a drive along a winding street turns, or more, for a third of the time.
@@ -50,7 +50,7 @@ def ground_looks(rng: np.random.Generator, style: Style) -> GroundLooks:
 
 def draw_course(
     rng: np.random.Generator, style: Style, kind: str, duration: float, rate: float
-) -> tuple[Trajectory, list[Road]]:
+) -> tuple[Journey, list[Road]]:
     """The roads and the way of the vehicle along the first of them."""
     speed = rng.uniform(3.8, 6.5) if kind == "turn" else rng.uniform(4.5, 14)
     low, high = (-0.5, 0.5) if kind == "turn" else (-1.5, 1.5)
@@ -75,7 +75,7 @@ def draw_course(
     )
     lateral = (-style.lane / 2 + rng.uniform(-0.1, 0.2), swing, rng.uniform(35, 80), rng.uniform(0, 6))
     height = 0.93 + rng.uniform(-0.08, 0.08)
-    return Trajectory(road, BEHIND, speed, acceleration, lateral, tilt, height), roads
+    return Journey(road, BEHIND, speed, acceleration, lateral, tilt, height), roads
 
 
 def bends(rng: np.random.Generator, kind: str, stations: np.ndarray, travelled: float) -> np.ndarray:
@@ -223,7 +223,7 @@ Position = Callable[[float], tuple[float, float, float]]
 
 
 def traffic(
-    rng: np.random.Generator, style: Style, trajectory: Trajectory, duration: float
+    rng: np.random.Generator, style: Style, trajectory: Journey, duration: float
 ) -> list[tuple[Solids, Position]]:
     """Moving cars: some oncoming, often one ahead at about the vehicle's own speed."""
     road, cars = trajectory.road, []

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from featdepth.data.street.scene import GroundLooks, Scene, Solids, Trajectory
+from featdepth.data.street.scene import GroundLooks, Journey, Scene, Solids
 
 LOOKS = ("default", "other")
 RAISED = 0.6  # metres by which the vehicle's sensors are higher: a van, not a car
@@ -17,7 +17,7 @@ GRAIN, CONTRAST = 2.5, 1.8  # factors: coarser and stronger textures
 DIRECT = 1.0  # strength of the sun; 0.1 to 0.7 in the default look
 
 
-def change_look(scene: Scene, trajectory: Trajectory) -> tuple[Scene, Trajectory]:
+def change_look(scene: Scene, trajectory: Journey) -> tuple[Scene, Journey]:
     """The same street in the other look, driven with a higher camera; what is given stays as it is."""
     changed = dataclasses.replace(
         scene,

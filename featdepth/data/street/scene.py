@@ -195,7 +195,7 @@ class Scene:
 
 
 @dataclass
-class Trajectory:
+class Journey:
     """The vehicle's way along the first road: smooth functions of time (seconds)."""
 
     road: Road

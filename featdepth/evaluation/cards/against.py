@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from featdepth.console import count
 from featdepth.evaluation.cards.content import MODEL_SCALES, paired
 from featdepth.evaluation.cards.details import compare_sections
 from featdepth.evaluation.scoring import Results
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import paired_interval
-from featdepth.wording import count
 
 
 def compare(this: Results, other: Results, flip: str) -> dict:

@@ -46,7 +46,7 @@ def loss_card(scores: Scores) -> dict:
 
 
 def describe_evaluation(kind: str, scores: Scores, results: Results) -> dict:
-    """What every card says, of whatever kind: who was tested, on what, and how."""
+    """What every card says, of whatever kind: which model was tested, on what, and how."""
     subject = scores.subject
     return {
         "format": FORMAT,

@@ -22,7 +22,7 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: .8rem 0; } figcaption { font-size: .85rem; }
 figure img { width: 100%; max-width: 60rem; display: block; }
 """
-# What Markdown reads as markup; an underscore inside a word is none.
+# What Markdown reads as markup; an underscore inside a word is not.
 SPECIAL = re.compile(r"[\\`*\[\]<>|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
@@ -42,7 +42,7 @@ class Text(NamedTuple):
 
 
 class Alarm(NamedTuple):
-    """What nobody may overlook: the results do not mean what they seem to mean."""
+    """What must not be overlooked: the results do not mean what they seem to."""
 
     text: str
 

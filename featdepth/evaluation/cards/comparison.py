@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from featdepth.config import Parser
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.evaluation.cards.blocks import DASH, between, escape_markdown, figure
 from featdepth.evaluation.cards.content import FLIPS, MODEL_SCALES, metric_title
 from featdepth.evaluation.cards.read_card import Card, read_card
 from featdepth.metrics.depth import METRICS
-from featdepth.wording import count
 
 MARK = "CONTAMINATED"
 UNKNOWN = "leakage unknown"
@@ -146,7 +146,7 @@ def notes(cards: Sequence[Card]) -> list[str]:
                 "give one card for each seed."
             )
     if any(card.contaminated for card in cards):
-        lines.append(f"{MARK}: trained on drives that it must not know; such scores cannot be compared with others.")
+        lines.append(f"{MARK}: trained on drives that it should not have seen; do not compare its scores with others.")
     return lines
 
 

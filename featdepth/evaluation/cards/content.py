@@ -16,7 +16,7 @@ from featdepth.config import Config
 from featdepth.data.samples import Sample
 from featdepth.data.splits import source_name
 from featdepth.evaluation.scoring import Results
-from featdepth.metrics import breakdown
+from featdepth.metrics.breakdown import HIGHER_IS_BETTER
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
 from featdepth.metrics.protocols import protocol_of
@@ -29,7 +29,6 @@ SCALE_TITLES = {"median_scaled": "median-scaled", "fixed_scale": "fixed scale (m
 MODEL_SCALES = tuple(SCALE_TITLES)
 FLIPS = ("plain", "flip")  # without and with flip post-processing
 TRIVIAL = ("constant_depth", "pixel_median", "pixel_median_fixed_scale")
-HIGHER_IS_BETTER = {"a1", "a2", "a3", *breakdown.HIGHER_IS_BETTER}
 EXTREMES = 10  # images with the largest and with the smallest error that are shown
 
 
@@ -38,9 +37,7 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
 
     configuration: digest of its training's configuration but for the seed, equal for seeds of one configuration.
     """
-    record = model.training_record
-    seed = record.get("configuration", {}).get("train", {}).get("seed")
-    configuration, versions = record.get("configuration_digest"), record.get("versions")
+    record = model.provenance
     return {
         "checkpoint": checkpoint,
         "objective": model.settings.objective,
@@ -49,9 +46,9 @@ def describe_model(model: FeatDepth, checkpoint: str, scale_source: str | None) 
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
         "weights_sha256": weights_digest(model),
         "depth": describe_scale(scale_source),
-        "seed": seed if type(seed) is int else None,
-        "configuration": configuration if isinstance(configuration, str) else None,
-        "training_versions": list(map(str, versions)) if isinstance(versions, list) else [],
+        "seed": (record.configuration or {}).get("train", {}).get("seed"),
+        "configuration": record.configuration_digest,
+        "training_versions": record.versions or [],
     }
 
 

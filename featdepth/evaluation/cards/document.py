@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from featdepth.console import count
 from featdepth.evaluation.cards.blocks import (
     DASH,
     Alarm,
@@ -22,7 +23,6 @@ from featdepth.evaluation.cards.content import FLIPS, SCALE_TITLES, metric_title
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import CAMERA_HEIGHT
-from featdepth.wording import count
 
 FLIP_TITLES = {"plain": "without flip post-processing", "flip": "with flip post-processing"}
 TRIVIAL_TITLES = {  # by scale
@@ -41,7 +41,7 @@ PAIRED = (
     "interval over drives excludes zero; of twenty rows without a true difference one does so by chance. Whether the "
     "two configurations differ, rather than these two trained models, takes several seeds of each."
 )
-LOSS = "The loss says how well frames explain each other, not how right the depth is."
+LOSS_MEANING = "The loss says how well frames explain each other, not how accurate the depth is."
 
 
 def document(card: dict) -> Iterator[Block]:
@@ -194,7 +194,7 @@ def losses(card: dict) -> Iterator[Block]:
     test = card["test"]
     yield Text(
         f"{count(test['images'], 'image')} of {count(test['drives'], 'drive')} without ground truth "
-        f"({card['no_ground_truth']}). {LOSS}"
+        f"({card['no_ground_truth']}). {LOSS_MEANING}"
     )
     yield Notice(NO_SEEDS)
     yield Heading("Loss and its terms")

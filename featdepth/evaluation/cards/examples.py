@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import default_collate
 
 from featdepth.config import Config
 from featdepth.data import augment
-from featdepth.drawing import ERROR_COLOURS, colour, colour_disparity, picture
+from featdepth.drawing import ERROR_COLOURS, colour, colour_disparity, jpeg_address, paint_dots, picture
 from featdepth.evaluation.scoring import Scores
 from featdepth.metrics.depth import evaluation_mask, median, resize_map
 from featdepth.metrics.protocols import protocol_of
@@ -23,7 +19,6 @@ from featdepth.training.validation import predict_disparity
 
 WIDTH = 256  # pixels of one picture, or the model's width where that is less
 LARGEST_ERROR = 0.5  # relative error of depth in the brightest colour
-DOT = 2  # pixels: side of a measurement
 QUALITY = 80  # of the JPEG
 
 
@@ -34,7 +29,8 @@ def draw_extremes(scores: Scores, card: dict) -> dict[str, str]:
     model.eval()
     numbers = {str(sample): index for index, sample in enumerate(dataset.samples)}
     names = [entry["image"] for part in ("worst", "best") for entry in card["extremes"][part]]
-    return {name: data_uri(draw(model, dataset[numbers[name]], config, scores.metres_per_unit)) for name in names}
+    unit = scores.metres_per_unit
+    return {name: jpeg_address(draw(model, dataset[numbers[name]], config, unit), QUALITY) for name in names}
 
 
 def draw(model: FeatDepth, sample: dict[str, Tensor], config: Config, metres_per_unit: float | None) -> np.ndarray:
@@ -73,16 +69,5 @@ def paint_errors(
     dots = colour((errors / LARGEST_ERROR).nan_to_num(1.0)[None], ERROR_COLOURS)[0]
     order = errors.argsort().numpy()  # large ones last, on top
     places = mask.nonzero().numpy() * (np.array(image.shape[:2]) / np.array(truth.shape))
-    row, column = places.astype(int).T
-    for down in range(DOT):
-        for right in range(DOT):
-            place = np.minimum(row + down, image.shape[0] - 1), np.minimum(column + right, image.shape[1] - 1)
-            painted[place[0][order], place[1][order]] = dots[order]
+    paint_dots(painted, places.astype(int)[order], dots[order])
     return painted
-
-
-def data_uri(pixels: np.ndarray) -> str:
-    """uint8 `[h, w, 3]` as a JPEG inside an address, so that a page needs no other file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

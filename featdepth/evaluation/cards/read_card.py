@@ -52,7 +52,7 @@ def read_card(path: str | Path) -> Card:
     try:
         content = read_json(path, LARGEST_CARD, "the card", parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no valid JSON ({shown(str(error))}); evaluate again") from error
+        raise InputError(f"{path}: not valid JSON ({shown(str(error))}); evaluate again") from error
     entries = Entries(path, content)
     version, kind = entries.get("format", int), entries.get("kind", str)
     if version != FORMAT:
@@ -76,7 +76,7 @@ def read_card(path: str | Path) -> Card:
 
 
 def refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 class Entries:
@@ -85,7 +85,7 @@ class Entries:
     def __init__(self, path: Path, content: object, place: str = "") -> None:
         self.path, self.content, self.place = path, content, place
         if not isinstance(content, dict):
-            raise InputError(f"{path}: {place.rstrip('.') or 'the card'} is no JSON object; evaluate again")
+            raise InputError(f"{path}: {place.rstrip('.') or 'the card'} is not a JSON object; evaluate again")
 
     def get(self, name: str, kind: type, optional: bool = False, pattern: re.Pattern[str] | None = None):
         """The entry `name`, which has to be of type `kind`; None where it is null or absent and `optional`.

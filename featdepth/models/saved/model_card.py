@@ -8,16 +8,16 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import read_json
 from featdepth.kinds import LICENCES
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.protocols import describe_protocol
-from featdepth.models.saved import verdict
+from featdepth.models.saved.provenance import Provenance
+from featdepth.models.saved.storage import LIBRARY, TAGS
 from featdepth.scale import describe_scale
-from featdepth.wording import count
 
-LIBRARY, TAGS = "featdepth", ["depth-estimation", "self-supervised", "visual-odometry"]
 LARGEST_SCORES = 16 << 20  # bytes of metrics.json
 SHOWN = 20  # names of a list
 # Days of the synthetic street, which has the layout of KITTI raw (see featdepth.data.street.kitti_formats).
@@ -39,13 +39,15 @@ depth = model.predict_depth(Image.open("image.jpg"))  # float32 [H, W], {unit}
 USE_OF_FEATURES = "It predicts no depth: train stage 2 with `model.feature_encoder=DIRECTORY_OR_HUB_ID`."
 
 
-def model_card(content: dict, parameters: int, scale_source: str | None, scores: dict | None = None) -> ModelCard:
-    """The card of the model whose `config.json` has `content`.
+def model_card(
+    content: dict, record: Provenance, parameters: int, scale_source: str | None, scores: dict | None = None
+) -> ModelCard:
+    """The card of the model whose `config.json` has `content`, and which came about as `record` says.
 
     parameters: how many numbers it has; scale_source: see `FeatDepth.scale_source`; scores: of `evaluate.py`, see
     `read_scores`. What others wrote into the record is shown as code, never as markup.
     """
-    record, kinds = content["training"], kinds_of_data(content["training"])
+    kinds = kinds_of_data(record)
     has_depth = content["model"]["objective"] != "autoencoder"
     sections = [
         "# FeatDepth",
@@ -72,25 +74,25 @@ def model_card(content: dict, parameters: int, scale_source: str | None, scores:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
-def kinds_of_data(record: dict) -> list[str]:
+def kinds_of_data(record: Provenance) -> list[str]:
     """What the model was trained on, as keys of `LICENCES` where they are known there."""
-    kinds = set(record.get("kinds", []))
-    if record.get("drives") and all(SYNTHETIC.match(drive) for drive in record["drives"]):
+    kinds = set(record.kinds or ())
+    if record.drives and all(map(SYNTHETIC.match, record.drives)):
         kinds = kinds - {"kitti_raw"} | {"synthetic"}
     return sorted(kinds)
 
 
-def warnings(record: dict) -> list[str]:
+def warnings(record: Provenance) -> list[str]:
     """What makes its scores worth less, where something does."""
     found = []
-    if doubt := verdict.warning(record):
-        found.append(f"> **NOTHING LEARNED**: {doubt}.")
-    if record.get("contaminated"):
+    if record.doubt:
+        found.append(f"> **NOTHING LEARNED**: {record.doubt}.")
+    if record.contaminated:
         found.append(
-            f"> **CONTAMINATED**: it was trained on drives that it is tested on ({name_list(record['contaminated'])}). "
+            f"> **CONTAMINATED**: it was trained on drives that it is tested on ({name_list(record.contaminated)}). "
             "Its scores on these are not comparable with those of other models."
         )
-    if record.get("transductive"):
+    if record.transductive:
         found.append(
             '> **TRANSDUCTIVE**: its last training saw nothing but the test images ("online refinement"). Report its '
             "scores as such, apart from those of models that meet the test images for the first time."
@@ -116,24 +118,24 @@ def model_lines(content: dict, parameters: int, scale_source: str | None) -> str
     return "\n".join(lines)
 
 
-def data_lines(record: dict, kinds: list[str]) -> str:
+def data_lines(record: Provenance, kinds: list[str]) -> str:
     """What the weights have seen, and what they were made with."""
-    if record.get("imported_from"):
-        lines = [f"- imported from a published checkpoint, {code(record['imported_from'])}; its data are not recorded"]
+    if record.imported_from:
+        lines = [f"- imported from a published checkpoint, {code(record.imported_from)}; its data are not recorded"]
     else:
         names = ", ".join(LICENCES[kind].name if kind in LICENCES else code(kind) for kind in kinds)
         lines = [f"- {names or 'not recorded'}"]
-    if record.get("drives"):
-        lines.append(f"- {count(len(record['drives']), 'drive')}: {name_list(record['drives'])}")
-    lines += [f"- made with {code(version)}" for version in record.get("versions", [])]
+    if record.drives:
+        lines.append(f"- {count(len(record.drives), 'drive')}: {name_list(record.drives)}")
+    lines += [f"- made with {code(version)}" for version in record.versions or ()]
     return "\n".join(lines)
 
 
-def score_sections(record: dict, scores: dict | None) -> list[str]:
+def score_sections(record: Provenance, scores: dict | None) -> list[str]:
     """Scores of the validation at which the model was saved, and of an evaluation, where there are any."""
     sections = []
-    if record.get("validation"):
-        rows = "\n".join(f"| {cell(name)} | {value:.4g} |" for name, value in record["validation"].items())
+    if record.validation:
+        rows = "\n".join(f"| {cell(name)} | {value:.4g} |" for name, value in record.validation.items())
         note = "On held-out validation samples; abs_rel and a1 after scaling to the median, metric_* in metres."
         sections += ["## Validation", note, f"| | |\n|---|---|\n{rows}"]
     if scores:
@@ -168,11 +170,11 @@ def read_scores(evaluation: str | Path) -> dict:
     return scores
 
 
-def configuration_section(record: dict) -> list[str]:
+def configuration_section(record: Provenance) -> list[str]:
     """All settings of the training, as they can be given to it again."""
-    if not record.get("configuration"):
+    if not record.configuration:
         return []
-    text = yaml.safe_dump(record["configuration"], sort_keys=False, default_flow_style=None, width=120)
+    text = yaml.safe_dump(record.configuration, sort_keys=False, default_flow_style=None, width=120)
     return ["## Configuration", fenced(text, "yaml")]
 
 

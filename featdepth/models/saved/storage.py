@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from featdepth.config.values import shown
 from featdepth.errors import InputError
 from featdepth.files import read_json, read_safetensors
-from featdepth.models.saved.verdict import CHECK
 
+LIBRARY, TAGS = "featdepth", ["depth-estimation", "self-supervised", "visual-odometry"]  # what the hub finds models by
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 LARGEST_CONFIG = 16 << 20  # bytes; the training record may list many drives
 LARGEST_WEIGHTS = 4 << 30  # bytes; the largest model has 600 MB
@@ -89,36 +88,6 @@ def read_model_directory(source: str | Path, **download: object) -> tuple[dict, 
         ) from error
 
 
-def read_record(config: dict, source: str | Path) -> dict:
-    """The `training` section of a model's `config.json`, its known entries of the right types. Raises InputError."""
-    record = config.get("training", {})
-    if not (isinstance(record, dict) and _is_whole(record)):
-        raise InputError(f"{source}/{CONFIG_FILE}: the section training is damaged; copy the file again")
-    return record
-
-
-def _is_whole(record: dict) -> bool:
-    """Whether the entries of a training record that the program knows have the right types."""
-    lists = [record.get(name, []) for name in ("drives", "contaminated", "kinds", "versions")]
-    texts = [record.get(name, "") for name in ("scale_source", "imported_from", "configuration_digest")]
-    tables = [record.get(name, {}) for name in ("configuration", "validation", CHECK)]
-    return (
-        all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
-        and all(isinstance(text, str) for text in texts)
-        and all(isinstance(table, dict) for table in tables)
-        and all(isinstance(section, dict) for section in record.get("configuration", {}).values())
-        and type(record.get("configuration", {}).get("train", {}).get("seed", 0)) is int
-        and all(_is_number(value) for value in record.get("validation", {}).values())
-        and all(isinstance(value, str) or _is_number(value) for value in record.get(CHECK, {}).values())
-        and all(isinstance(value, str) == (name == "verdict") for name, value in record.get(CHECK, {}).items())
-        and isinstance(record.get("transductive", False), bool)
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def read_camera_names(config: dict, source: str | Path) -> list[str]:
     """The cameras in a model's `config.json` whose intrinsics are learned. Raises InputError where there are none."""
     cameras = config.get("cameras")
@@ -135,10 +104,10 @@ def _from_hub(name: str, **download: object) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **download))
-    # The hub's client raises errors of several libraries (its own, httpx, OSError); all mean that it is not to be had.
+    # The hub's client raises errors of several libraries (its own, httpx, OSError); all mean that it gives none.
     except Exception as error:
         raise InputError(
-            f"{name}: neither a model directory here nor to be had from the hub ({hub_reason(error)})"
+            f"{name}: not a model directory here, and the hub does not give it ({hub_reason(error)})"
         ) from error
 
 

@@ -1,8 +1,9 @@
-"""The data of an evaluation: what is scored, in each of its modes, and what it is compared with."""
+"""Opens the data of an evaluation: what is scored, in each of its modes, and what it is compared with."""
 
 from __future__ import annotations
 
 from featdepth.config import Config
+from featdepth.console import first_names
 from featdepth.data import build_dataset
 from featdepth.data.dataset import FrameDataset, NoGroundTruth
 from featdepth.data.samples import STEREO, Sample
@@ -43,10 +44,10 @@ def open_sequences(config: Config) -> FrameDataset:
     dataset.drives = sorted({sample.drive for sample in dataset.samples})
     dataset.left_out = 0  # a drive's last frame is the earlier one of no pair
     if not dataset.samples:
-        names = ", ".join(drives[:5]) + (f" and {len(drives) - 5} more" if len(drives) > 5 else "")
         raise InputError(
-            f"test: no true poses of two consecutive frames of {names} below {config.data.root}, so there is no "
-            f"odometry to score; docs/data says where data.kind {config.data.kind} has them"
+            f"test: no true poses of two consecutive frames of {first_names(drives, 5)} below "
+            f"{config.data.root}, so there is no odometry to score; docs/data says where "
+            f"data.kind {config.data.kind} has them"
         )
     dataset.prepare_cameras()  # lists may have named the other side only
     return dataset
