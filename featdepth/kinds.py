@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import NamedTuple
 
+from featdepth.errors import InputError
+
 CITYSCAPES_CUT = [0.0, 0.25, 0.0, 0.0]  # the `data.crop` that the crop of Cityscapes is measured in
 
 
@@ -34,11 +36,6 @@ class Kind(NamedTuple):
     protocols: dict[str, Protocol]  # values of `evaluate.protocol`
     splits: tuple[str, ...] = ("time",)  # built in, values of `data.split`
     has_stereo: bool = False  # there can be a second camera
-
-    def dataset_class(self) -> type:
-        """The subclass of FrameDataset, imported when it is asked for: training loads one kind, not all."""
-        module, name = self.reader.split(":")
-        return getattr(importlib.import_module(module), name)
 
 
 KITTI = Licence("KITTI", "CC BY-NC-SA 3.0: not for commercial use")
@@ -89,3 +86,14 @@ LICENCES["synthetic"] = Licence("the synthetic street of featdepth", "made by th
 
 BUILT_IN_SPLITS = {split for kind in KINDS.values() for split in kind.splits}
 PROTOCOLS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.protocols))
+
+
+def dataset_class(name: str) -> type:
+    """The subclass of FrameDataset that reads a kind, imported when it is asked for: training loads one, not all.
+
+    Raises InputError for a name that no kind has.
+    """
+    if name not in KINDS:
+        raise InputError(f"data.kind: {name!r} is unknown; there are {', '.join(KINDS)}")
+    module, reader = KINDS[name].reader.split(":")
+    return getattr(importlib.import_module(module), reader)

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from featdepth.cameras.lenses import remap, undistortion_map
+from featdepth.cameras.opencv import opencv
 from featdepth.cameras.rectify import RectifiedPair, rectify
 from featdepth.config import Parser
 from featdepth.console import count, watched
@@ -38,7 +39,7 @@ from featdepth.errors import InputError, run_program
 from featdepth.files import read_json, write_text
 from featdepth.odometry.interpolate import interpolate_poses
 
-VERSION = 1  # of what is written: raise it when that changes
+VERSION = 2  # of what is written: raise it when that changes
 POSE_REACH = 0.05  # seconds from an image to the nearest measured pose; there are 200 a second
 LARGEST_MANIFEST = 16 << 20  # bytes
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="a sequence, or a folder of sequences")
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="where the rectified sequences go")
     arguments = parser.parse_args()
+    opencv()  # said before any work
     for sequence in find_sequences(arguments.inputs):
         print(prepare(sequence, arguments.out / sequence.name))
 

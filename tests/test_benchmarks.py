@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import REPOSITORY, call_program, run_program_process, succeeded
-from tiny_models import tiny_config
+from tiny_models import tiny_config, tiny_model
 
 import evaluate
 import train
@@ -65,6 +65,14 @@ def rows_of(module: ModuleType, tmp_path: Path, *arguments: object) -> dict[str,
     return rows
 
 
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_imports_what_there_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all benchmarks, for some of them run only among the long tests."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import_module(path.stem)
+
+
+@pytest.mark.long
 def test_step_time(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("step_time")
     monkeypatch.setattr(module, "memory_of", lambda *arguments: 1.0)  # a process for each row would take long
@@ -74,6 +82,7 @@ def test_step_time(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.Mon
     assert rows[0]["times_bare"] == 1
 
 
+@pytest.mark.long
 def test_memory_of_a_row_is_that_of_a_process_of_its_own(benchmark: Benchmark) -> None:
     module = benchmark("step_time")
     case = module.Case(height=64, width=96, batch=1, objective="photometric", precision="float32", layers=18)
@@ -113,6 +122,19 @@ def test_alignment_of_real_frames(benchmark: Benchmark, tmp_path: Path) -> None:
         assert row["translation_median"] < 4 and row["translation_worst"] < 15 and row["rotation_median"] < 0.04
 
 
+def test_motion(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> None:
+    """A model that has learned nothing has no depth that both ways could agree on: its pose network stands in."""
+    module, file = benchmark("motion"), tmp_path / "figures.json"
+    tiny_model(tiny_config("photometric", [0, -1])).save_pretrained(tmp_path / "model")
+    words = ["--config", config_file, "--checkpoint", tmp_path / "model", "--cpu", "--json", file]
+    succeeded(call_program(module.main, *words))
+    rows = json.loads(file.read_text())["rows"]
+    assert rows.keys() == {"pose network", "alignment", "straight ahead"}
+    network, aligned = rows["pose network"], rows["alignment"]
+    assert aligned.pop("aligned") == 0 and aligned.pop("milliseconds") > network.pop("milliseconds") > 0
+    assert aligned == pytest.approx(network, rel=1e-4)
+
+
 def test_stereo_matching_finds_a_shift(benchmark: Benchmark) -> None:
     module = benchmark("alignment")
     picture = torch.rand(1, 1, 40, 120, generator=torch.Generator().manual_seed(0))
@@ -128,6 +150,7 @@ def test_stop_time(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> N
     assert row["parameters"] > 1e6 and row["megabytes"] > 4 * 3 * row["parameters"] / 1e6  # weights and two moments
 
 
+@pytest.mark.long
 def test_start_up(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> None:
     module = benchmark("start_up")
     rows = rows_of(module, tmp_path, "--config", config_file, "--cpu", "--repeat", 1)
@@ -142,6 +165,7 @@ def test_library_imports_are_those_of_others(benchmark: Benchmark, tmp_path: Pat
     assert module.library_imports([file]) == "from PIL import Image\nimport os, torch"
 
 
+@pytest.mark.long
 def test_data_wait(benchmark: Benchmark, tmp_path: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("data_wait")
 
@@ -178,6 +202,7 @@ def test_scaling(benchmark: Benchmark, tmp_path: Path) -> None:
     assert [name.split(", ")[1] for name in rows] == ["training", "validation", "evaluation"]
 
 
+@pytest.mark.long
 def test_speed_supervision(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("speed_supervision")
     programs = {"train.py": train.main, "evaluate.py": evaluate.main}

@@ -425,7 +425,10 @@ class TestProgram:
         assert not (tree / "frames").exists()
 
 
-@pytest.mark.parametrize(("processes", "names"), [(1, ["filling", "filled"]), (2, ["filling"])])
+@pytest.mark.parametrize(
+    ("processes", "names"),
+    [(1, ["filling", "filled"]), pytest.param(2, ["filling"], marks=pytest.mark.long)],
+)
 def test_training_is_the_same_with_a_cache(processes: int, names: list[str], config_file: Path, tmp_path: Path) -> None:
     options = ["train.max_steps=2", "train.log_every=1", "data.workers=1"]
 

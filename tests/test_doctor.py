@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +155,19 @@ def jump_in_time(root: Path) -> None:
 def cut_pictures(root: Path) -> None:
     for path in root.glob("*/*_sync/image_02/data/*5.png"):
         path.write_bytes(path.read_bytes()[:500])
+
+
+def test_without_opencv_the_rest_is_looked_at(
+    wide_street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    result = call_program(doctor.main, "--config", write_config(tmp_path, wide_street), "--samples", SAMPLES)
+    assert result.code == 0, result.out + result.err
+    (line,) = [line for line in result.out.splitlines() if "OpenCV" in line]
+    assert line.startswith("SKIPPED") and "stereo" in line and "pip install opencv-python-headless" in line
+    report = json.loads((tmp_path / "run_doctor/report.json").read_text())
+    assert {"parts", "leakage", "intrinsics", "matching"} <= {finding["check"] for finding in report["findings"]}
+    assert report["pictures"] == ["contact_sheet.png", "ground_truth.png"]
 
 
 def test_healthy_street(wide_street: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -286,6 +287,12 @@ def test_swapped_cameras_and_damaged_images_are_refused(tmp_path):
     (sequence / "mav0/cam2").rename(sequence / "mav0/cam1")
     line = call_program(prepare_euroc.main, sequence, "--out", tmp_path / "out").error_line()
     assert f"{sequence}: the right camera's centre is at" in line
+
+
+def test_without_opencv_it_says_so_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    result = call_program(prepare_euroc.main, tmp_path, "--out", tmp_path / "out")
+    assert "pip install opencv-python-headless" in result.error_line()
 
 
 def test_folders_without_a_sequence_are_refused(tmp_path):

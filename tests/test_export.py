@@ -6,11 +6,13 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import REPOSITORY, call_program, program_environment, succeeded
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
@@ -48,6 +50,14 @@ assert "featdepth" not in sys.modules and "torch" not in sys.modules
 print(json.dumps(session.get_modelmeta().custom_metadata_map))
 """
 READERS = {"depth.onnx": WITH_ONNXRUNTIME, "depth.pt2": WITH_TORCH, "int8.pt": WITH_TORCHSCRIPT}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_networks() -> Iterator[None]:
+    """ResNet-18 as it is: integers are as near, and as small, as many channels let them be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.models, "resnet18", torchvision.models.resnet.resnet18)
+        yield
 
 
 @pytest.fixture(scope="module")

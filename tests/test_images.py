@@ -17,7 +17,7 @@ from featdepth.data.cached.frame_cache import FrameCache
 from featdepth.data.films import read_pictures
 from featdepth.data.frame_folders import list_sequence
 from featdepth.data.images import image_size, load_image
-from featdepth.data.listing import FORMATS, list_images
+from featdepth.data.listing import IMAGE_FORMATS, list_images
 from featdepth.doctor import __main__ as doctor
 from featdepth.errors import InputError
 from featdepth.predict.frames import load_photo
@@ -159,7 +159,7 @@ class TestOneReading:
 
 
 class TestFormats:
-    @pytest.mark.parametrize("suffix", sorted({suffix for suffixes in FORMATS.values() for suffix in suffixes}))
+    @pytest.mark.parametrize("suffix", sorted({suffix for suffixes in IMAGE_FORMATS.values() for suffix in suffixes}))
     def test_are_read_by_all_programs(self, tmp_path: Path, suffix: str) -> None:
         kinds = {"dib": "DIB", "jpf": "JPEG2000", "sgi": "SGI", "pcx": "PCX", "apng": "PNG", "jfif": "JPEG"}
         if suffix == "ras":

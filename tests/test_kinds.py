@@ -87,6 +87,7 @@ def test_a_kind_trains_and_is_scored(kind: str, make_config: MakeConfig, tmp_pat
     assert outcome(tmp_path / "run", evaluated) == Outcome(True, has_depth, has_depth)
 
 
+@pytest.mark.long
 def test_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config("seven_scenes")
     options = ["train.py", "--cpu", "--config", config, "train.epochs=2"]  # twice as many samples a step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_training_prints_and_stores_the_verdict_and_prediction_warns(config_file
             call_program(train.main, "--config", config_file, "train.max_steps=0", f"run.directory={tmp_path / 'none'}")
         ).out
     )
+
+
+def test_without_opencv_two_signs_decide_and_the_line_says_so(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    options = ["train.max_steps=1", "train.panel_samples=1", f"run.directory={tmp_path / 'run'}"]
+    result = succeeded(call_program(train.main, "--config", config_file, *options))
+    check = FeatDepth.from_pretrained(tmp_path / "run" / "model").provenance.check
+    assert "angle" not in check and "gain" in check
+    assert "motion not compared with matched points: no OpenCV; pip install opencv-python-headless" in result.out
 
 
 @pytest.mark.parametrize(("check", "is_warned"), [(AFTER_10, True), (AFTER_380, False), (None, False)])

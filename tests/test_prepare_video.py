@@ -8,6 +8,7 @@ import math
 import shlex
 import shutil
 import struct
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,12 @@ def test_bad_input_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path))
     refused = prepare(tmp_path / "c.mp4", "--out", tmp_path / "c").error_line()
     assert "PyAV" in refused and "ffmpeg" in refused
+
+
+def test_without_opencv_it_says_so_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    told = prepare(write_images(tmp_path / "street", street(1, 4)), "--out", tmp_path / "out").error_line()
+    assert "pip install opencv-python-headless" in told and not (tmp_path / "out").exists()
 
 
 @needs_pyav

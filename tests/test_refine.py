@@ -104,16 +104,14 @@ def test_steps_lower_the_objective_and_leave_batch_statistics_alone(model, frame
         for frame in frames[:2]:
             refiner.learn(frame, intrinsics)
         assert changed(weights(model), weights(refiner.model)) == []
-        images, frame_names, more = [frames[1], frames[0], frames[2]], [0, -1, 1], {}
+        images, sources, stereo = [frames[1], frames[0], frames[2]], [-1, 1], None
         refiner.learn(frames[2], intrinsics)
     else:
-        images, frame_names, more = [frames[0], frames[1]], [0, "s"], {"stereo_pose": pose[None]}
+        images, sources, stereo = [frames[0], frames[1]], ["s"], pose[None]
         refiner.learn(frames[0], intrinsics, frames[1], pose)
-    batch = {"images": torch.stack(images)[None], "augmented": torch.stack(images)[None], **more}
-    batch["intrinsics"] = intrinsics[None]
+    batch = {"images": torch.stack(images)[None], "intrinsics": intrinsics[None]}
     before = Refiner(model).model
-    before.frames = frame_names
-    assert objective(refiner.model, batch) < objective(before, batch)
+    assert objective(refiner.model, batch, sources, stereo) < objective(before, batch, sources, stereo)
     names = changed(weights(model), weights(refiner.model))
     networks = {name.split(".")[0] for name in names}
     assert networks == {"depth_encoder", "depth_decoder"} | (
@@ -132,8 +130,9 @@ def stereo_pose() -> Tensor:
 
 
 @torch.no_grad()
-def objective(model: FeatDepth, batch: dict[str, Tensor]) -> Tensor:
-    losses = compute_losses(model(batch), batch, Config(model=model.settings, loss=LOSS))
+def objective(model: FeatDepth, batch: dict[str, Tensor], sources: list[int | str], stereo: Tensor | None) -> Tensor:
+    prediction = model.depth_and_motion(batch["images"], sources, stereo)
+    losses = compute_losses(prediction, batch, Config(model=model.settings, loss=LOSS))
     return torch.stack(list(losses.values())).sum()
 
 

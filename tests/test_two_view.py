@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from featdepth.data.synthetic import Drive, RenderedFrame, Street, render_frame
+from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
 from featdepth.two_view import matching
 from featdepth.two_view.relative_pose import (
@@ -102,6 +105,14 @@ class TestMatching:
     def test_same_frames_same_matches(self) -> None:
         first, second = (match_frames(waves(), waves((2.0, 1.0))) for _ in range(2))
         assert np.array_equal(first.one, second.one) and np.array_equal(first.other, second.other)
+
+    def test_without_opencv_or_with_an_old_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("cv2.__version__", "4.14.0")
+        with pytest.raises(InputError, match=r"OpenCV 4.14.0 is too old"):
+            match_frames(waves(), waves())
+        monkeypatch.setitem(sys.modules, "cv2", None)
+        with pytest.raises(InputError, match="not installed; pip install opencv-python-headless"):
+            match_frames(waves(), waves())
 
     def test_frames_of_different_sizes(self) -> None:
         with pytest.raises(ValueError, match="different sizes"):
@@ -212,6 +223,24 @@ class TestParallax:
 
 
 class TestFundamental:
+    @pytest.mark.parametrize("shift", [0.0, 3.0])
+    def test_what_does_not_move_or_moves_alike_agrees(self, shift: float) -> None:
+        one = np.rint(np.random.default_rng(0).uniform((0, 0), (319, 95), (100, 2)))
+        _, inliers = fundamental(Matches(one, one + np.array([shift, 0.0])))
+        assert inliers.all()
+
+    def test_planes_with_repeated_matches(self) -> None:
+        """For some of these OpenCV's MAGSAC++ ends in an error."""
+        random = np.random.default_rng(5)
+        for _ in range(60):
+            one = np.rint(random.uniform((0, 0), (319, 95), (40, 2)))
+            homography = np.eye(3) + random.normal(0, 1, (3, 3)) * [[0.05, 0.05, 5], [0.05, 0.05, 5], [1e-4, 1e-4, 0]]
+            other = np.concatenate([one, np.ones((40, 1))], axis=1) @ homography.T
+            other = other[:, :2] / other[:, 2:] + random.normal(0, 0.05, (40, 2))
+            other[:4] += random.uniform(-30, 30, (4, 2))
+            _, inliers = fundamental(Matches(np.concatenate([one, one[:10]]), np.concatenate([other, other[:10]])))
+            assert inliers.mean() > 0.8
+
     def test_epipolar_lines(self) -> None:
         matches, _ = exact_matches(MOTIONS["bend"], noise=0.1)
         matches.other[:30] += np.random.default_rng(3).uniform(10, 30, (30, 2))

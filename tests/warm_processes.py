@@ -113,6 +113,9 @@ def become(words: list[str], environment: dict[str, str], out: Path, err: Path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if words[0] == "-m":
         sys.argv = words[1:]
+        for name in (words[1], f"{words[1]}.__main__"):  # one that is there already makes Python warn
+            if not hasattr(sys.modules.get(name), "__path__"):
+                sys.modules.pop(name, None)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = words

@@ -1,8 +1,8 @@
 """Cameras with lens distortion: where a direction is seen, and pictures as a camera without distortion would take them.
 
 A direction is written as the point (x, y) of the plane z = 1 that it passes through ("normalised"). Pixel centres sit
-at integers from 0. The formulas are OpenCV's, so that its coefficients can be used as they are: "radtan" is radial and
-tangential distortion (Brown 1966), "fisheye" is that of Kannala and Brandt 2006.
+at integers from 0. The formulas, and what computes them, are OpenCV's: "radtan" is radial and tangential distortion
+(Brown 1966), "fisheye" is that of Kannala and Brandt 2006.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from featdepth.cameras.opencv import opencv
 from featdepth.errors import InputError
-from featdepth.geometry import sample
 
 COEFFICIENTS = {"pinhole": (0,), "radtan": (4, 5), "fisheye": (4,)}  # how many each model can have
-NEWTON_STEPS = 30  # ten suffice but close to where the distortion turns
+STEPS = 2000  # of undistortion: ten suffice but close to where the distortion turns
 CONVERGED = 1e-9  # normalised units, a millionth of a pixel
 # Focal lengths that `undistorted_intrinsics` chooses, relative to the lens's. Below half, the middle of the picture
 # would lose more than half of its resolution; it makes a view of 134 degrees of an ideal fisheye.
@@ -42,11 +41,10 @@ def distort(points: np.ndarray, lens: Lens) -> np.ndarray:
     one pixel, and the coefficients mean nothing.
     """
     points = np.asarray(points, dtype=np.float64)
-    if lens.model == "fisheye":
-        points = points * ratio(np.arctan, radius(points))
-    points = np.where(radius(points) < turning_radius(lens), points, np.nan)
-    pixels = bend(points, lens)[0] @ lens.intrinsics[:2, :2].T
-    return pixels + lens.intrinsics[:2, 2]
+    pixels = bend(points, lens) @ lens.intrinsics[:2, :2].T + lens.intrinsics[:2, 2]
+    reached = np.linalg.norm(points, axis=-1, keepdims=True)
+    reached = np.arctan(reached) if lens.model == "fisheye" else reached
+    return np.where(reached < turning_radius(lens), pixels, np.nan)
 
 
 def undistort_points(pixels: np.ndarray, lens: Lens) -> np.ndarray:
@@ -54,22 +52,15 @@ def undistort_points(pixels: np.ndarray, lens: Lens) -> np.ndarray:
 
     nan where there is none, as for the black corners of a fisheye, and from 90 degrees off the axis on.
     """
-    shifted = np.asarray(pixels, dtype=np.float64) - lens.intrinsics[:2, 2]
-    bent = shifted @ np.linalg.inv(lens.intrinsics[:2, :2]).T
-    points = bent
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for _ in range(NEWTON_STEPS):
-            value, slope_xx, slope_xy, slope_yy = bend(points, lens)
-            error_x, error_y = np.moveaxis(bent - value, -1, 0)
-            determinant = slope_xx * slope_yy - slope_xy**2
-            step_x = (slope_yy * error_x - slope_xy * error_y) / determinant
-            step_y = (slope_xx * error_y - slope_xy * error_x) / determinant
-            points = points + np.stack([step_x, step_y], axis=-1)
-        error = radius(bend(points, lens)[0] - bent)
-        points = np.where((error < CONVERGED) & (radius(points) < turning_radius(lens)), points, np.nan)
-    if lens.model == "fisheye":
-        points = points * ratio(np.tan, radius(points))
-    return points
+    cv2 = opencv()
+    pixels = np.asarray(pixels, dtype=np.float64)
+    bent = (pixels - lens.intrinsics[:2, 2]) @ np.linalg.inv(lens.intrinsics[:2, :2]).T
+    undistort = cv2.fisheye.undistortPoints if lens.model == "fisheye" else cv2.undistortPoints
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, STEPS, 1e-15)
+    points = undistort(bent.reshape(-1, 1, 2), np.eye(3), coefficients(lens), criteria=stop).reshape(bent.shape)
+    # It gives some point where there is none.
+    error = np.linalg.norm(distort(points, lens) - pixels, axis=-1, keepdims=True)
+    return np.where(error < CONVERGED * lens.intrinsics[0, 0], points, np.nan)
 
 
 def undistortion_map(
@@ -89,11 +80,12 @@ def remap(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
     Bilinear; black outside the image and where `pixels` are nan.
     """
+    cv2 = opencv()
     inside = seen(pixels, image.shape[:2])
-    channels = torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1)[None].float()
-    places = torch.from_numpy(np.where(inside[..., None], pixels, 0).astype(np.float32)).permute(2, 0, 1)[None]
-    values = sample(channels, places)[0].permute(1, 2, 0).numpy()
-    return (np.rint(values) * inside[..., None]).astype(np.uint8).reshape(*pixels.shape[:2], *image.shape[2:])
+    places = np.where(inside[..., None], pixels, 0).astype(np.float32)
+    shown = cv2.remap(image, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    shown[~inside] = 0
+    return shown
 
 
 def undistorted_intrinsics(lens: Lens) -> np.ndarray:
@@ -132,34 +124,28 @@ def check_pinhole(path: str | Path, name: str, matrix: np.ndarray) -> None:
         raise InputError(f"{path}: {name} is no pinhole camera [fx s cx; 0 fy cy; 0 0 1]")
 
 
-def bend(points: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Points `[..., 2]` after the polynomial of the distortion, and its derivatives dx/dx, dx/dy = dy/dx and dy/dy."""
-    radial, (p1, p2) = polynomial(lens)
-    x, y = np.moveaxis(points, -1, 0)
-    squared = x * x + y * y
-    factor, slope = np.zeros_like(squared), np.zeros_like(squared)  # slope: of the factor, by the squared radius
-    for coefficient in (*reversed(radial), 1.0):
-        slope = slope * squared + factor
-        factor = factor * squared + coefficient
-    bent_x = x * factor + 2 * p1 * x * y + p2 * (squared + 2 * x * x)
-    bent_y = y * factor + 2 * p2 * x * y + p1 * (squared + 2 * y * y)
-    slope_xx = factor + 2 * x * x * slope + 2 * p1 * y + 6 * p2 * x
-    slope_xy = 2 * x * y * slope + 2 * p1 * x + 2 * p2 * y
-    slope_yy = factor + 2 * y * y * slope + 6 * p1 * y + 2 * p2 * x
-    return np.stack([bent_x, bent_y], axis=-1), slope_xx, slope_xy, slope_yy
+def bend(points: np.ndarray, lens: Lens) -> np.ndarray:
+    """Points `[..., 2]` of the plane z = 1 after the distortion, whatever that means beyond where it turns."""
+    cv2 = opencv()
+    flat = points.reshape(-1, 1, 2)
+    if lens.model == "fisheye":
+        bent = cv2.fisheye.distortPoints(flat, np.eye(3), coefficients(lens))
+    else:
+        bent, _ = cv2.projectPoints(
+            cv2.convertPointsToHomogeneous(flat), np.zeros(3), np.zeros(3), np.eye(3), coefficients(lens)
+        )
+    return bent.reshape(points.shape)
 
 
-def polynomial(lens: Lens) -> tuple[tuple[float, ...], tuple[float, float]]:
-    """Radial coefficients k1, k2 ... and tangential p1, p2. A fisheye's act on angles (radians), not on the plane."""
-    if lens.model == "radtan":
-        k1, k2, p1, p2, *more = lens.coefficients
-        return (k1, k2, *more), (p1, p2)
-    return lens.coefficients, (0.0, 0.0)
+def coefficients(lens: Lens) -> np.ndarray:
+    """The lens's coefficients as OpenCV takes them."""
+    return np.array(lens.coefficients or (0.0, 0.0, 0.0, 0.0))
 
 
 def turning_radius(lens: Lens) -> float:
     """Radius at which r (1 + k1 r² + k2 r⁴ ...) stops to grow; for a fisheye at most 90 degrees. Infinite if never."""
-    slope = [(2 * power + 1) * coefficient for power, coefficient in enumerate(polynomial(lens)[0], 1)]
+    radial = coefficients(lens) if lens.model == "fisheye" else np.delete(coefficients(lens), [2, 3])
+    slope = [(2 * power + 1) * coefficient for power, coefficient in enumerate(radial, 1)]
     roots = np.roots([*reversed(slope), 1.0])
     turning = roots.real[(abs(roots.imag) < 1e-9) & (roots.real > 0)]
     most = np.pi / 2 if lens.model == "fisheye" else np.inf
@@ -194,13 +180,3 @@ def scaled_focal(intrinsics: np.ndarray, scale: float) -> np.ndarray:
     scaled = intrinsics.astype(np.float64)
     scaled[:2, :2] *= scale
     return scaled
-
-
-def radius(points: np.ndarray) -> np.ndarray:
-    """Distance `[..., 1]` of points `[..., 2]` from the optical axis."""
-    return np.linalg.norm(points, axis=-1, keepdims=True)
-
-
-def ratio(function: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """function(values) / values, where values are 0: its limit 1."""
-    return np.where(values > 0, function(values) / np.where(values > 0, values, 1), 1)

@@ -11,7 +11,7 @@ from featdepth.data.dataset import FrameDataset
 from featdepth.data.mix import MixedDataset, leaked_drives, mix
 from featdepth.data.splits import check_leakage
 from featdepth.errors import InputError
-from featdepth.kinds import KINDS
+from featdepth.kinds import dataset_class
 
 if TYPE_CHECKING:
     from featdepth.config import Config
@@ -39,7 +39,7 @@ def build_dataset(
     """
     if part == "train":
         check_leakage(config)
-    dataset = KINDS[config.data.kind].dataset_class()(config, part, with_depth, frames, require_depth)
+    dataset = dataset_class(config.data.kind)(config, part, with_depth, frames, require_depth)
     if part == "train" and frames is None and (config.data.mix or config.data.drive_balance):
         dataset = mix(config, dataset)
     if part == "train" and frames is None and config.loss.velocity > 0 and dataset.known_distances == 0:

@@ -29,7 +29,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from featdepth.data.listing import CONVERT, DRAWING, FORMATS, IMAGE, OTHER_PHOTO, VIDEO_SUFFIXES, list_images
+from featdepth.data.listing import CONVERT, DRAWING, IMAGE, IMAGE_FORMATS, OTHER_PHOTO, VIDEO_SUFFIXES, list_images
 from featdepth.errors import InputError
 from featdepth.files import read_bytes
 
@@ -262,7 +262,7 @@ def formats_of(path: str | Path) -> tuple[str, ...]:
 
     TGA has no mark of its own, so that anything might be taken for it; only its ending tells it.
     """
-    return tuple(each for each in FORMATS if each != "TGA" or str(path).lower().endswith(".tga"))
+    return tuple(each for each in IMAGE_FORMATS if each != "TGA" or str(path).lower().endswith(".tga"))
 
 
 @contextmanager

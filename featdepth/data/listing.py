@@ -14,7 +14,7 @@ from featdepth.files import numbered_lines
 
 # Formats that are read, by Pillow's names, and the endings of their files. What Pillow reads beyond them draws pages,
 # runs other programs, or shows no photos.
-FORMATS = {
+IMAGE_FORMATS = {
     "PNG": ("png", "apng"),
     "JPEG": ("jpg", "jpeg", "jpe", "jfif", "mpo"),
     "BMP": ("bmp",),
@@ -31,8 +31,8 @@ FORMATS = {
     "SUN": ("ras",),
     "TGA": ("tga",),
 }
-SUFFIXES = "|".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-IMAGE = re.compile(rf"[^.].*\.(?:{SUFFIXES})", re.IGNORECASE)
+IMAGE_SUFFIXES = "|".join(suffix for suffixes in IMAGE_FORMATS.values() for suffix in suffixes)
+IMAGE = re.compile(rf"[^.].*\.(?:{IMAGE_SUFFIXES})", re.IGNORECASE)
 # Photos that are not read, of phones and raw ones of cameras; and pictures of programs that draw.
 OTHER_PHOTO = re.compile(
     r"[^.].*\.(?:heic|heif|hif|jxl|jxr|wdp|exr|hdr|"

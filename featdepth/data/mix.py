@@ -27,7 +27,7 @@ from featdepth.config.checks import check_config
 from featdepth.console import count
 from featdepth.data.splits import check_leakage, frame_range, is_among, leaks, part_drives
 from featdepth.errors import InputError
-from featdepth.kinds import KINDS
+from featdepth.kinds import dataset_class
 
 if TYPE_CHECKING:
     from featdepth.data.dataset import FrameDataset
@@ -64,7 +64,7 @@ def mix(config: Config, own: FrameDataset) -> MixedDataset:
     for path, mixed in zip(config.data.mix, mixed_configs(config), strict=True):
         try:
             check_leakage(mixed)
-            member = KINDS[mixed.data.kind].dataset_class()(mixed, "train")
+            member = dataset_class(mixed.data.kind)(mixed, "train")
         except InputError as error:
             raise InputError(f"data.mix: {path}: {error}") from error
         shared = held_out_again(member.recordings(), config)

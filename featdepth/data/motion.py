@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
+from featdepth.cameras.opencv import opencv
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.console import Display, count
 from featdepth.data import build_dataset
@@ -41,6 +42,7 @@ LONGEST_BAR = 40  # characters
 
 def main() -> None:
     arguments = parse_arguments(None, __doc__, add_options)
+    opencv()  # said before any work
     config = load_config(arguments.config, arguments.overrides, training=False)
     workers = config.data.workers if arguments.workers is None else arguments.workers
     rows = []

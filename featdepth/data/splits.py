@@ -14,7 +14,7 @@ from featdepth.config.keys import Config
 from featdepth.console import first_names
 from featdepth.data.samples import LIST_FILES, list_file, read_list
 from featdepth.errors import InputError
-from featdepth.kinds import KINDS
+from featdepth.kinds import dataset_class
 
 RANGE = re.compile(r"(.*) ([0-9]+)-([0-9]+)")
 
@@ -25,7 +25,7 @@ def part_drives(config: Config, part: str) -> Collection[str]:
     Empty for the training of a built-in split (it is made of what the other parts leave) and for a part that the
     split's folder lacks.
     """
-    path, kind = list_file(config, part), KINDS[config.data.kind].dataset_class()
+    path, kind = list_file(config, part), dataset_class(config.data.kind)
     if path is None:
         return kind.built_in_drives(config, part) if part != "train" else ()
     is_override = getattr(config.data, LIST_FILES[part]) is not None
@@ -41,7 +41,7 @@ def is_among(drive: str, names: Collection[str]) -> bool:
 
 def held_out_drives(config: Config) -> set[str]:
     """What a built-in split's training leaves out: validation's and test's drives, and always its own test drives."""
-    own = KINDS[config.data.kind].dataset_class().built_in_drives(config, "test")
+    own = dataset_class(config.data.kind).built_in_drives(config, "test")
     return {*own, *part_drives(config, "validation"), *part_drives(config, "test")}
 
 

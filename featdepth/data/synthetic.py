@@ -28,7 +28,7 @@ from featdepth.config.values import shown
 from featdepth.console import Display, count
 from featdepth.data.images import KITTI_DEPTH_UNITS
 from featdepth.data.street.kitti_formats import DATES, INTERVAL, OXTS_FIELDS, Rig, oxts_line, timestamps
-from featdepth.data.street.layout import KINDS, build_street
+from featdepth.data.street.layout import ROADS, build_street
 from featdepth.data.street.look import LOOKS, change_look
 from featdepth.data.street.rays import camera_rays, cast, scanner_rays
 from featdepth.data.street.render import Painter
@@ -91,7 +91,7 @@ class Drive:
         self.name = f"{self.date}_drive_{index + 1:04}_sync"
         self.rig = Rig.of(self.date, street.height, street.width)
         rng = np.random.default_rng((street.seed, index))
-        kind = "winding" if street.turning else KINDS[index % len(KINDS)]
+        kind = "winding" if street.turning else ROADS[index % len(ROADS)]
         rate = np.radians(street.turning) / INTERVAL
         self.scene, self.trajectory = build_street(rng, kind, INTERVAL * street.frames, rate)
         if street.look == "other":

@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from featdepth.cameras.opencv import INSTALL, has_opencv
 from featdepth.config import load_config, parse_arguments
 from featdepth.console import count
 from featdepth.doctor.cost import check_cost
-from featdepth.doctor.findings import PROBLEM, WARNING, Finding, faults_of
+from featdepth.doctor.findings import PROBLEM, WARNING, Finding, faults_of, skipped
 from featdepth.doctor.focal_length import check_focal_length
 from featdepth.doctor.ground_truth_fit import check_ground_truth
 from featdepth.doctor.leakage import check_leakage
@@ -50,6 +51,18 @@ CHECKS = (
     check_ground_truth,
     check_files,
 )
+
+
+# What looks at points that two frames share, and how that is called in words.
+MATCHING = {
+    check_texture: "texture",
+    check_order: "order",
+    check_motion: "motion",
+    check_exposure: "exposure",
+    check_focal_length: "focal length",
+    check_stereo: "stereo",
+    check_ground_truth: "ground truth",
+}
 
 
 def main() -> None:
@@ -91,7 +104,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def examine(survey: Survey) -> Iterator[Finding]:
     """The findings of all checks of the data, each as soon as it is known."""
     findings: list[Finding] = []
-    for check in CHECKS:
+    checks = CHECKS
+    if not has_opencv():
+        yield skipped("matching", f"no OpenCV, so {', '.join(MATCHING.values())} are not looked at; {INSTALL}")
+        checks = tuple(check for check in CHECKS if check not in MATCHING)
+    for check in checks:
         for finding in check(survey, faults_of(findings)):
             findings.append(finding)
             yield finding

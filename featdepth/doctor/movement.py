@@ -146,8 +146,8 @@ def is_too_far(survey: Survey, pairs: list[Pair], found: float) -> str:
 
 def check_exposure(survey: Survey, faults: set[str]) -> Iterator[Finding]:
     """Neighbours of different brightness, which the photometric loss takes for wrong depth."""
-    if "shuffled_frames" in faults:
-        yield skipped("exposure", "means nothing while frames are shuffled")
+    if faults & {"shuffled_frames", "step_too_large"}:
+        yield skipped("exposure", "means nothing while frames are shuffled or too far apart")
         return
     changes = [brightening(survey, pair) for pair in survey.pairs if pair.is_matchable]
     if not changes:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
+from featdepth.cameras.opencv import has_opencv
 from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.ground_truth_fit import depth_at, fit_where
 from featdepth.doctor.survey import Pair, Survey, spread
@@ -29,12 +30,15 @@ NEAR, FAR = 2.0, 80.0  # metres of the brightest and the darkest colour
 
 def draw_pictures(survey: Survey, out: Path) -> list[str]:
     """Write all pictures that can be drawn into `out`; their names. Raises InputError where that is impossible."""
-    pictures = {
-        "contact_sheet.png": contact_sheet(survey),
-        "warp_preview.png": warp_preview(survey),
-        "parallax.png": parallax_histogram(survey),
-        "ground_truth.png": ground_truth_overlay(survey),
+    drawings = {
+        "contact_sheet.png": contact_sheet,
+        "warp_preview.png": warp_preview,
+        "parallax.png": parallax_histogram,
+        "ground_truth.png": ground_truth_overlay,
     }
+    if not has_opencv():
+        drawings = {name: draw for name, draw in drawings.items() if draw in (contact_sheet, ground_truth_overlay)}
+    pictures = {name: draw(survey) for name, draw in drawings.items()}
     drawn = {name: image for name, image in pictures.items() if image is not None}
     for name, image in drawn.items():
         save_picture(image, out / name)

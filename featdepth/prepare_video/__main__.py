@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from featdepth.cameras.intrinsics_files import split_name
+from featdepth.cameras.opencv import opencv
 from featdepth.config import Parser
 from featdepth.config.values import override
 from featdepth.console import command, count, watched
@@ -43,12 +44,12 @@ from featdepth.parallel.host import one_thread
 from featdepth.predict.sources import cut
 from featdepth.prepare_video import record
 from featdepth.prepare_video.frame_choice import KEPT, NEW_CLIP, THRESHOLDS, State, Verdict, analysed, judge
-from featdepth.prepare_video.record import JOURNAL, Progress
+from featdepth.prepare_video.record import JOURNAL, SourceProgress
 from featdepth.prepare_video.speed import read_speeds
 from featdepth.prepare_video.views import View, measuring_intrinsics, show, view_of
 from featdepth.two_view.matching import find_features
 
-VERSION = 1  # of what is written: raise it when that changes
+VERSION = 2  # of what is written: raise it when that changes
 JPEG_QUALITY = 95
 HEIGHTS = (32, 4096)  # pixels, of frames that are written
 TRAINED_PIXELS = 288 * 512  # about as many as configs/video.yaml trains with
@@ -57,6 +58,7 @@ LARGEST_CALIBRATION = 16 << 20  # bytes
 
 def main() -> None:
     arguments = parse_arguments()
+    opencv()  # said before any work
     sources = name_sources(arguments.inputs)
     speeds = None if arguments.speed is None else read_speeds(arguments.speed)
     settings = describe_settings(arguments, sources)
@@ -99,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def name_sources(inputs: list[Path]) -> dict[str, Path]:
-    """The inputs by names that folders of clips can begin with, each another. Raises InputError for missing ones."""
+    """The inputs by names that folders of clips can begin with, all different. Raises InputError for missing ones."""
     sources: dict[str, Path] = {}
     for path in inputs:
         if not path.exists():
@@ -159,7 +161,9 @@ def fingerprint(path: str | Path | None) -> list[str] | None:
     return [str(path), hashlib.sha256(read_bytes(path, LARGEST_CALIBRATION, "the file")).hexdigest()]
 
 
-def prepare_source(name: str, source: Path, progress: Progress, journal: TextIO, arguments: argparse.Namespace) -> None:
+def prepare_source(
+    name: str, source: Path, progress: SourceProgress, journal: TextIO, arguments: argparse.Namespace
+) -> None:
     """Judge the frames of a source that the journal does not have yet, and write those that stay.
 
     Frames are written in place, not aside: one counts only once the journal has its line, and is written again else.

@@ -14,7 +14,7 @@ from PIL import Image
 from featdepth.two_view.matching import Features, find_features, match_features, motion
 from featdepth.two_view.relative_pose import parallax
 
-ANALYSED_WIDTH = 480  # pixels: wider frames are looked at in this width, some 50 ms each
+ANALYSED_WIDTH = 480  # pixels: wider frames are looked at in this width, which takes most of the time
 # Of the width: median displacement that no rotation explains, at which a frame is kept. KITTI's cars, 10 frames a
 # second, see 0.007 to 0.016 from frame to frame, a hand-held camera indoors 0.001, 30 frames a second.
 PARALLAX = 0.005

@@ -37,7 +37,7 @@ Line = dict[str, Any]
 
 
 @dataclass
-class Progress:
+class SourceProgress:
     """How far a source is; the same from `note` of each line while it runs and of the journal's lines afterwards."""
 
     judged: int = 0  # frames
@@ -106,9 +106,9 @@ def mend_journal(out: Path) -> None:
         file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
 
 
-def read_progress(out: Path) -> dict[str, Progress]:
+def read_progress(out: Path) -> dict[str, SourceProgress]:
     """How far each source is, by its name in the journal."""
-    progress: dict[str, Progress] = defaultdict(Progress)
+    progress: dict[str, SourceProgress] = defaultdict(SourceProgress)
     for line in read_journal(out):
         progress[line["source"]].note(line)
     return progress

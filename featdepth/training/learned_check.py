@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from featdepth import losses
+from featdepth.cameras.opencv import has_opencv
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import in_evaluation_mode
-from featdepth.models.saved.provenance import LEARNED, NOTHING, TOO_FEW
+from featdepth.models.saved.provenance import LEARNED, NOTHING, TOO_FEW, WITHOUT_OPENCV
 from featdepth.objective import intrinsics_of, minimum_error, reconstruct, upsampled_depths
 from featdepth.two_view.relative_pose import match_frames, parallax, relative_pose
 
@@ -54,15 +55,16 @@ def check_model(model: FeatDepth, dataset, config: Config, device: torch.device)
     if not model.has_depth:
         return None
     count = min(MOST_PAIRS, len(dataset))
+    most_matched = MOST_MATCHED if has_opencv() else 0
     signs = []
     with in_evaluation_mode(model):
         for index in range(count):
             item = dataset[index * len(dataset) // count]
             if not int(item["replaced"]):
                 batch = {name: value.to(device) for name, value in default_collate([item]).items()}
-                with_motion = sum(math.isfinite(each.angle) for each in signs) < MOST_MATCHED
+                with_motion = sum(math.isfinite(each.angle) for each in signs) < most_matched
                 signs.append(signs_of(model, augment(batch), config, with_motion))
-    return judge(signs)
+    return judge(signs) | ({} if has_opencv() else {WITHOUT_OPENCV: 1})
 
 
 def signs_of(model: FeatDepth, batch: dict[str, Tensor], config: Config, with_motion: bool = True) -> Signs:

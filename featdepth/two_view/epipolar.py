@@ -1,4 +1,4 @@
-"""The algebra of two views: rotations, fundamental and essential matrices from matches, and their errors in pixels.
+"""The algebra of two views: the rotation between them, and how far matches are from an epipolar geometry in pixels.
 
 Pixels are (x, y); rays are their directions (x, y, 1) in camera axes; rotations and translations are other_from_one.
 """
@@ -11,7 +11,6 @@ import torch
 from featdepth.geometry import pose_from_vector
 from featdepth.two_view.matching import Matches
 
-DRAWS = 400  # samples of eight matches: with two thirds right, fifteen of them are right throughout
 SCALE = 0.5  # pixels: errors well above it count as outliers
 ROTATION_STEPS = 10
 
@@ -46,34 +45,6 @@ def rotation_residuals(
     return np.linalg.norm(turned[:, :2] / np.maximum(turned[:, 2:], 1e-6) - other_pixels, axis=1)
 
 
-def draw(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """DRAWS random samples `[DRAWS, 8, 3]` of eight of the homogeneous points `[N, 3]`."""
-    chosen = np.random.default_rng(0).random((DRAWS, len(one))).argpartition(8, axis=1)[:, :8]
-    return one[chosen], other[chosen]
-
-
-def eight_point(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The matrices `[..., 3, 3]` with the smallest other^T M one for homogeneous points `[..., N, 3]`, N >= 8."""
-    products = (other[..., :, None] * one[..., None, :]).reshape(*one.shape[:-1], 9)
-    _, vectors = np.linalg.eigh(products.swapaxes(-1, -2) @ products)
-    return vectors[..., 0].reshape(*one.shape[:-2], 3, 3)
-
-
-def singular(matrices: np.ndarray) -> np.ndarray:
-    """The nearest matrices `[..., 3, 3]` of rank 2."""
-    u, values, v = np.linalg.svd(matrices)
-    values[..., 2] = 0
-    return u * values[..., None, :] @ v
-
-
-def decompose(essential: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rotations `[..., 3, 3]` and translations `[..., 3]` of essential matrices, one of the four solutions each."""
-    u, _, v = np.linalg.svd(essential)
-    quarter = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    rotation = u @ quarter @ v
-    return rotation * np.linalg.det(rotation)[..., None, None], u[..., 2]
-
-
 def sampson(matrices: np.ndarray, matches: Matches) -> np.ndarray:
     """Signed distances `[..., N]` (pixels) of matches from fundamental matrices `[..., 3, 3]`, to first order."""
     one, other = homogeneous(matches.one), homogeneous(matches.other)
@@ -87,10 +58,14 @@ def epipolar_errors(
     rotation: np.ndarray, translation: np.ndarray, intrinsics: np.ndarray, matches: Matches
 ) -> np.ndarray:
     """`sampson` `[..., N]` of rotations `[..., 3, 3]` and translations `[..., 3]`, other_from_one."""
-    # Column by column: the cross product of the translation with the rotation.
-    essential = np.cross(translation[..., None, :], rotation.swapaxes(-1, -2)).swapaxes(-1, -2)
     inverse = np.linalg.inv(intrinsics)
-    return sampson(inverse.T @ essential @ inverse, matches)
+    return sampson(inverse.T @ essential_of(rotation, translation) @ inverse, matches)
+
+
+def essential_of(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """The essential matrices `[..., 3, 3]` of rotations `[..., 3, 3]` and translations `[..., 3]`, other_from_one."""
+    # Column by column: the cross product of the translation with the rotation.
+    return np.cross(translation[..., None, :], rotation.swapaxes(-1, -2)).swapaxes(-1, -2)
 
 
 def robust_cost(errors: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 Everything starts from `match_frames`. Two frames give rotation and the direction of the translation, never its length;
 where the camera only turned, or sees nothing but things far away, the direction means nothing: `parallax` tells. A
 plane that fills both frames leaves two explanations, of which either may be found. Moving things count as outliers.
-All estimates are the same for the same matches: whatever is drawn by chance is drawn with a fixed seed.
+All estimates are the same for the same matches: what is drawn by chance, by OpenCV too, starts from a fixed seed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from featdepth.cameras.opencv import opencv
 from featdepth.two_view.epipolar import (
     best_rotation,
-    decompose,
-    draw,
-    eight_point,
     epipolar_errors,
-    homogeneous,
+    essential_of,
     rays,
     refine,
-    robust_cost,
     rotation_residuals,
     sampson,
-    singular,
 )
 from featdepth.two_view.matching import Matches, match_frames, median, motion
 
@@ -49,8 +45,10 @@ FOCAL_MATCHES = 200  # of each pair
 FEWEST_PAIRS = 4
 BOOTSTRAPS = 200
 LARGEST_SPREAD = 0.2  # relative: above it the focal length counts as unobservable
-FIRST_STEPS, LAST_STEPS = 4, 15  # of refinement: to choose among hypotheses, to finish the best
-REFINED = 3  # best hypotheses that are refined
+FIRST_STEPS, LAST_STEPS = 4, 15  # of refinement: from the solution of a focal length beside it, and from a rough one
+CONFIDENCE = 0.9999  # that one of the random samples of OpenCV is right throughout
+MOST_DRAWS, REFITS = 1000, 3  # of such samples for a fundamental matrix; fits to the inliers
+FARTHEST = 1e6  # units of the camera's translation: points beyond do not tell which way it went
 
 
 class TwoView(NamedTuple):
@@ -84,47 +82,25 @@ def parallax(matches: Matches, intrinsics: np.ndarray) -> float:
 def relative_pose(matches: Matches, intrinsics: np.ndarray) -> TwoView | None:
     """How the camera with these intrinsics (3x3, pixels) moved between the frames.
 
-    Essential matrices from eight matches each, drawn at random (RANSAC, Fischler and Bolles 1981), and the best
-    rotation with translations along the axes; the best few are refined to the smallest robust Sampson distance. None
-    where fewer than 12 matches agree.
+    OpenCV's essential matrix (MAGSAC++, Barath et al., CVPR 2020), refined to the smallest robust Sampson distance: on
+    a plane the first alone is wrong. None where fewer than 12 matches agree.
     """
     if len(matches.one) < FEWEST_MATCHES:
         return None
-    one, other = rays(matches.one, intrinsics), rays(matches.other, intrinsics)
-    drawn = decompose(eight_point(*draw(one, other)))
-    turned = best_rotation(one, other, intrinsics)
-    rotations = np.concatenate([drawn[0], np.broadcast_to(turned, (3, 3, 3))])
-    translations = np.concatenate([drawn[1], np.eye(3)])
-    costs = robust_cost(epipolar_errors(rotations, translations, intrinsics, matches))
-    best = [*np.argsort(costs, kind="stable")[:REFINED], *range(len(costs) - 3, len(costs))]
-    refined = [refine(rotations[index], translations[index], intrinsics, matches, FIRST_STEPS) for index in best]
-    rotation, translation, _ = min(refined, key=lambda each: each[2])
-    rotation, translation, _ = refine(rotation, translation, intrinsics, matches, LAST_STEPS)
-    return judged(rotation, translation, intrinsics, matches)
-
-
-def judged(rotation: np.ndarray, translation: np.ndarray, intrinsics: np.ndarray, matches: Matches) -> TwoView | None:
-    """The TwoView whose epipolar geometry is that of rotation and translation, with the points in front of both."""
+    cv2 = opencv()
+    found, _ = cv2.findEssentialMat(*matches, intrinsics, cv2.USAC_MAGSAC, CONFIDENCE, THRESHOLD)
+    if found is None:
+        return None
+    rotation, _, translation = cv2.decomposeEssentialMat(found)
+    rotation, translation, _ = refine(rotation, translation[:, 0], intrinsics, matches, LAST_STEPS)
     errors = np.abs(epipolar_errors(rotation, translation, intrinsics, matches))
     inliers = errors < THRESHOLD
     if inliers.sum() < FEWEST_MATCHES:
         return None
-    half_turn = 2 * np.outer(translation, translation) - np.eye(3)  # the other rotation with the same epipolar lines
-    views = [
-        TwoView(turn @ rotation, sign * translation, inliers, median(errors[inliers]))
-        for turn in (np.eye(3), half_turn)
-        for sign in (1.0, -1.0)
-    ]
-    return max(views, key=lambda view: points_in_front(matches, intrinsics, view))
-
-
-def points_in_front(matches: Matches, intrinsics: np.ndarray, view: TwoView) -> float:
-    """Votes of the inliers for being in front of both cameras; near points, which are surer of it, have more."""
-    depth = triangulate(matches, intrinsics, view)
-    points = rays(matches.one, intrinsics) * depth[:, None] @ view.rotation.T + view.translation
-    displacement = rotation_residuals(view.rotation, rays(matches.one, intrinsics), matches.other, intrinsics)
-    in_front = (depth > 0) & (points[:, 2] > 0)
-    return float(np.sqrt(displacement[view.inliers & in_front]).sum())
+    # Of the four motions with these epipolar lines the one with most points in front of both cameras.
+    essential, agreeing = essential_of(rotation, translation), Matches(*(each[inliers] for each in matches))
+    _, rotation, translation, *_ = cv2.recoverPose(essential, *agreeing, intrinsics, FARTHEST)
+    return TwoView(rotation, translation[:, 0], inliers, median(errors[inliers]))
 
 
 def triangulate(matches: Matches, intrinsics: np.ndarray, view: TwoView) -> np.ndarray:
@@ -142,22 +118,24 @@ def triangulate(matches: Matches, intrinsics: np.ndarray, view: TwoView) -> np.n
 def fundamental(matches: Matches) -> tuple[np.ndarray, np.ndarray] | None:
     """The fundamental matrix 3x3 (other^T F one = 0, pixels) and the inliers bool `[N]`; None where under 12 agree.
 
-    Eight-point estimates of random samples, the best of them fitted again to its inliers. With little parallax, or a
-    plane in view, many matrices fit alike, and only the distances from the epipolar lines mean something.
+    OpenCV's, by RANSAC (its MAGSAC++ ends in an error on some planes) and fitted again to the inliers. With
+    little parallax, or a plane in view, many matrices fit alike, and only the distances from the epipolar lines mean
+    something.
     """
     if len(matches.one) < FEWEST_MATCHES:
         return None
-    pixels = np.concatenate([matches.one, matches.other])
-    centre, spread = pixels.mean(0), pixels.std()
-    condition = np.array([[1, 0, -centre[0]], [0, 1, -centre[1]], [0, 0, spread]]) / spread
-    one, other = homogeneous(matches.one) @ condition.T, homogeneous(matches.other) @ condition.T
-    candidates = condition.T @ singular(eight_point(*draw(one, other))) @ condition
-    matrix = candidates[robust_cost(sampson(candidates, matches)).argmin()]
-    for _ in range(REFINED):
+    cv2 = opencv()
+    matrix, _ = cv2.findFundamentalMat(*matches, cv2.FM_RANSAC, THRESHOLD, CONFIDENCE, MOST_DRAWS)
+    if matrix is None:
+        return None
+    for _ in range(REFITS):
         inliers = np.abs(sampson(matrix, matches)) < THRESHOLD
         if inliers.sum() < FEWEST_MATCHES:
             return None
-        matrix = condition.T @ singular(eight_point(one[inliers], other[inliers])) @ condition
+        refitted, _ = cv2.findFundamentalMat(*(pixels[inliers] for pixels in matches), cv2.FM_8POINT)
+        if refitted is None:  # many fit alike, as where nothing moves
+            break
+        matrix = refitted
     matrix /= np.linalg.norm(matrix)
     return matrix, np.abs(sampson(matrix, matches)) < THRESHOLD
 

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 from featdepth.data.kitti.calibration import CAMERAS
-from featdepth.data.listing import SUFFIXES, list_frames
+from featdepth.data.listing import IMAGE_SUFFIXES, list_frames
 from featdepth.data.samples import Naming
 from featdepth.errors import InputError
 
-IMAGE_NAME = re.compile(rf"([0-9]{{10}})\.(?:{SUFFIXES})", re.IGNORECASE)
+IMAGE_NAME = re.compile(rf"([0-9]{{10}})\.(?:{IMAGE_SUFFIXES})", re.IGNORECASE)
 IMAGE_FORM = "by ten digits, as in 0000000005.png"
 SCAN_NAME = re.compile(r"([0-9]{10})\.bin")
 DEPTH_NAME = re.compile(r"([0-9]{10})\.png")

@@ -23,7 +23,7 @@ from featdepth.data.footage import Camera
 from featdepth.data.images import image_size
 from featdepth.data.kitti.calibration import RectifiedCameras, check_pinhole, parse_row, read_rows
 from featdepth.data.kitti.ground_truth import cached_lidar_depth, writable_cache_folder
-from featdepth.data.listing import SUFFIXES, list_frames, read_numbers
+from featdepth.data.listing import IMAGE_SUFFIXES, list_frames, read_numbers
 from featdepth.data.samples import Naming, Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from featdepth.config import Config
 
 SEQUENCE = re.compile(r"[0-9]{2}")
-IMAGE_NAME = re.compile(rf"([0-9]{{6}})\.(?:{SUFFIXES})", re.IGNORECASE)
+IMAGE_NAME = re.compile(rf"([0-9]{{6}})\.(?:{IMAGE_SUFFIXES})", re.IGNORECASE)
 IMAGE_FORM = "by six digits, as in 000005.png"
 SCAN_NAME = re.compile(r"([0-9]{6})\.bin")
 SEQUENCES = Naming(re.compile(r"[0-9]{1,2}"), "<sequence>", "09 95 l", digits=2)

@@ -23,7 +23,7 @@ from featdepth.cameras.intrinsics_files import read_pinhole
 from featdepth.cameras.pinhole import matrix
 from featdepth.data.footage import Camera
 from featdepth.data.images import image_size, load_depth_image
-from featdepth.data.listing import SUFFIXES, file_names, list_frames, read_matrix
+from featdepth.data.listing import IMAGE_SUFFIXES, file_names, list_frames, read_matrix
 from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
@@ -32,7 +32,7 @@ from featdepth.files import read_text
 if TYPE_CHECKING:
     from featdepth.config import Config
 
-IMAGE_NAME = re.compile(rf"frame-([0-9]{{6}})\.color\.(?:{SUFFIXES})", re.IGNORECASE)
+IMAGE_NAME = re.compile(rf"frame-([0-9]{{6}})\.color\.(?:{IMAGE_SUFFIXES})", re.IGNORECASE)
 IMAGE_FORM = "as in frame-000005.color.png"
 DEPTH_NAME = re.compile(r"frame-([0-9]{6})\.depth\.png")
 POSE_NAME = re.compile(r"frame-([0-9]{6})\.pose\.txt")

@@ -9,13 +9,13 @@ import numpy as np
 from featdepth.data.street.objects import Style, barrier, car, house, tree, vivid
 from featdepth.data.street.scene import GroundLooks, Journey, Road, Scene, Solids, block, material, rounds
 
-KINDS = ("straight", "bend", "turn", "straight", "bend", "bend", "turn")  # what the road does, by drive number
+ROADS = ("straight", "bend", "turn", "straight", "bend", "bend", "turn")  # what the road does, by drive number
 BEHIND, AHEAD = 40.0, 150.0  # metres of street before the first and after the last position of the vehicle
 WINDING_PERIOD = 2.0  # seconds from one bend of a winding street to the next, about
 
 
 def build_street(rng: np.random.Generator, kind: str, duration: float, rate: float = 0.0) -> tuple[Scene, Journey]:
-    """A street of `kind` (see KINDS, or "winding") and a drive of `duration` seconds along it.
+    """A street of `kind` (see ROADS, or "winding") and a drive of `duration` seconds along it.
 
     rate: radians a second by which a drive along a winding street turns, or more, for a third of the time.
     """

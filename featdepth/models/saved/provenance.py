@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 import torchvision
 
+from featdepth.cameras.opencv import INSTALL
 from featdepth.errors import InputError
 
 LEARNED, NOTHING, TOO_FEW = "learned", "nothing learned", "too few samples"  # verdicts of a check
+WITHOUT_OPENCV = "without_opencv"  # 1 in a check where motion could not be compared with matched points
 LISTS = ("drives", "contaminated", "versions", "kinds")
 TEXTS = ("imported_from", "scale_source", "configuration_digest")
 TABLES = ("configuration", "validation", "check")
@@ -108,6 +110,8 @@ def describe_check(check: Mapping[str, float | int | str]) -> str:
     words = [f"on {check.get('samples', 0)} validation samples"]
     if "angle" in check:
         words.append(f"motion {check['angle']:.0f} degrees off matched points")
+    if WITHOUT_OPENCV in check:
+        words.append(f"motion not compared with matched points: no OpenCV; {INSTALL}")
     if "row_correlation" in check:
         words.append(f"nearer at the bottom {check['row_correlation']:+.2f}")
     if "gain" in check:
