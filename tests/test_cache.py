@@ -345,7 +345,7 @@ class TestProcesses:
 
     def test_fill_it_at_the_same_time(self, tree: Path) -> None:
         save_config(cached_config(tree), tree / "config.yaml")
-        command = [sys.executable, "-m", "featdepth.data.cache", "--config", str(tree / "config.yaml"), "--workers", "0"]
+        command = [sys.executable, "-m", "featdepth.data.cache", "--config", f"{tree}/config.yaml", "--workers", "0"]
         running = [
             subprocess.Popen(command, cwd=REPOSITORY, env=program_environment(), stdout=subprocess.PIPE, text=True)
             for _ in range(3)
