@@ -29,7 +29,6 @@ import numpy as np
 from PIL import Image
 
 from featdepth.cameras.lenses import remap, undistortion_map
-from featdepth.cameras.opencv import opencv
 from featdepth.cameras.rectify import RectifiedPair, rectify
 from featdepth.config import Parser
 from featdepth.console import count, watched
@@ -38,6 +37,7 @@ from featdepth.data.sets.euroc_files import Sensor, read_camera, read_truth
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_json, write_text
 from featdepth.odometry.interpolate import interpolate_poses
+from featdepth.two_view.opencv import opencv
 
 VERSION = 2  # of what is written: raise it when that changes
 POSE_REACH = 0.05  # seconds from an image to the nearest measured pose; there are 200 a second

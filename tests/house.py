@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -26,9 +27,14 @@ def modules() -> dict[str, Path]:
     return found | {name: REPOSITORY / f"{name}.py" for name in SCRIPTS}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, lazy: bool) -> Iterator[str]:
     """Names of what a file imports: at its top level, under TYPE_CHECKING too; lazy: also inside functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     top = [node for part in tree.body for node in (ast.walk(part) if isinstance(part, ast.If) else [part])]
     for node in ast.walk(tree) if lazy else top:
         if isinstance(node, ast.Import):
@@ -50,7 +56,7 @@ def graph(lazy: bool = False, type_checking: bool = True) -> dict[str, set[str]]
 
 def imports_at_run_time(path: Path) -> Iterator[str]:
     """As `imports`, without what stands under TYPE_CHECKING or in functions."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -124,23 +130,25 @@ def lines(path: Path) -> int:
 
 
 def length_of(script: str, function: str) -> int:
-    tree = ast.parse((REPOSITORY / f"{script}.py").read_text(encoding="utf-8"))
+    tree = parsed(REPOSITORY / f"{script}.py")
     found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
     return found.end_lineno - found.lineno + 1
 
 
 def names_with_several_meanings() -> tuple[list[str], list[str], list[str]]:
-    """File names, class names and constants that stand in more than one place."""
+    """File names, class names and (imported) constants that stand in more than one place."""
     files, classes, constants = defaultdict(set), defaultdict(set), defaultdict(set)
+    imported = {each.rpartition(".")[2] for path in modules().values() for each in imports(path, lazy=True)}
     for name, path in modules().items():
         if not path.name.startswith("__"):
             files[path.stem].add(name)
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef):
                 classes[node.name].add(name)
             targets = node.targets if isinstance(node, ast.Assign) else []
-            for target in (each for each in targets if isinstance(each, ast.Name) and each.id.isupper()):
-                constants[target.id].add(name)
+            for target in (each for each in targets if isinstance(each, ast.Name) and each.id in imported):
+                if target.id.isupper():
+                    constants[target.id].add(name)
     return tuple(
         sorted(f"{key} ({', '.join(sorted(places))})" for key, places in found.items() if len(places) > 1)
         for found in (files, classes, constants)

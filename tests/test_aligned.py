@@ -8,8 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_config
-from torch import Tensor
+from tiny_models import KnownDepth, tiny_config
 from torch.nn import functional
 
 from featdepth.data.synthetic import Drive, Street, render_frame
@@ -18,20 +17,6 @@ from featdepth.odometry.aligned import align_motions, halfway
 from featdepth.odometry.egomotion import predict_motions
 
 SIZE, FRAMES = (64, 192), 4
-
-
-class KnownDepth(FeatDepth):
-    """Says the true depth of the frames that it knows, and that all others are a wall."""
-
-    def know(self, frames: Tensor, depth: Tensor) -> None:
-        """frames: `[N, 3, H, W]` in [0, 1]; depth: `[N, 1, H, W]`, metres."""
-        self.known = (frames, depth / self.settings.metres_per_unit)
-
-    def predict_disparity(self, images: Tensor) -> Tensor:
-        frames, depth = self.known
-        differences = (images[:, None] - frames).abs().flatten(2).mean(2)
-        depth = torch.where((differences.amin(1) < 0.05)[:, None, None, None], depth[differences.argmin(1)], 10.0)
-        return self.to_disparity(depth).clamp(0, 1)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import REPOSITORY, call_program, run_program_process, succeeded
-from tiny_models import tiny_config, tiny_model
+from tiny_models import tiny_config
 
 import evaluate
 import train
@@ -120,19 +120,6 @@ def test_alignment_of_real_frames(benchmark: Benchmark, tmp_path: Path) -> None:
     for row in rows:
         assert row["known"] == row["pairs"] == 18
         assert row["translation_median"] < 4 and row["translation_worst"] < 15 and row["rotation_median"] < 0.04
-
-
-def test_motion(benchmark: Benchmark, tmp_path: Path, config_file: Path) -> None:
-    """A model that has learned nothing has no depth that both ways could agree on: its pose network stands in."""
-    module, file = benchmark("motion"), tmp_path / "figures.json"
-    tiny_model(tiny_config("photometric", [0, -1])).save_pretrained(tmp_path / "model")
-    words = ["--config", config_file, "--checkpoint", tmp_path / "model", "--cpu", "--json", file]
-    succeeded(call_program(module.main, *words))
-    rows = json.loads(file.read_text())["rows"]
-    assert rows.keys() == {"pose network", "alignment", "straight ahead"}
-    network, aligned = rows["pose network"], rows["alignment"]
-    assert aligned.pop("aligned") == 0 and aligned.pop("milliseconds") > network.pop("milliseconds") > 0
-    assert aligned == pytest.approx(network, rel=1e-4)
 
 
 def test_stereo_matching_finds_a_shift(benchmark: Benchmark) -> None:

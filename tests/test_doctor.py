@@ -164,7 +164,7 @@ def test_without_opencv_the_rest_is_looked_at(
     result = call_program(doctor.main, "--config", write_config(tmp_path, wide_street), "--samples", SAMPLES)
     assert result.code == 0, result.out + result.err
     (line,) = [line for line in result.out.splitlines() if "OpenCV" in line]
-    assert line.startswith("SKIPPED") and "stereo" in line and "pip install opencv-python-headless" in line
+    assert line.startswith("SKIPPED") and "stereo" in line and "pip install 'opencv-python-headless" in line
     report = json.loads((tmp_path / "run_doctor/report.json").read_text())
     assert {"parts", "leakage", "intrinsics", "matching"} <= {finding["check"] for finding in report["findings"]}
     assert report["pictures"] == ["contact_sheet.png", "ground_truth.png"]

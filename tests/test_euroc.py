@@ -292,7 +292,7 @@ def test_swapped_cameras_and_damaged_images_are_refused(tmp_path):
 def test_without_opencv_it_says_so_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     result = call_program(prepare_euroc.main, tmp_path, "--out", tmp_path / "out")
-    assert "pip install opencv-python-headless" in result.error_line()
+    assert "pip install 'opencv-python-headless" in result.error_line()
 
 
 def test_folders_without_a_sequence_are_refused(tmp_path):

@@ -93,7 +93,7 @@ def test_without_opencv_two_signs_decide_and_the_line_says_so(
     result = succeeded(call_program(train.main, "--config", config_file, *options))
     check = FeatDepth.from_pretrained(tmp_path / "run" / "model").provenance.check
     assert "angle" not in check and "gain" in check
-    assert "motion not compared with matched points: no OpenCV; pip install opencv-python-headless" in result.out
+    assert "motion not compared with matched points: no OpenCV; pip install 'opencv-python-headless" in result.out
 
 
 @pytest.mark.parametrize(("check", "is_warned"), [(AFTER_10, True), (AFTER_380, False), (None, False)])

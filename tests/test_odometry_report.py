@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Result, call_program, run_program_process, succeeded
-from tiny_models import tiny_config, tiny_model
+import torch
+from conftest import REPOSITORY, Result, call_program, run_program_process, succeeded
+from PIL import Image
+from road_evaluate import road_disparity
+from tiny_models import KnownDepth, tiny_config, tiny_model
+from torch.nn import functional
 
 import evaluate
 from featdepth import score_trajectory
@@ -20,11 +24,13 @@ from featdepth.data.kitti.calibration import Calibration
 from featdepth.data.kitti.drives import KittiFiles
 from featdepth.data.kitti.oxts import read_speed, read_times, steps_between
 from featdepth.data.kitti.oxts_poses import camera_poses
-from featdepth.data.synthetic import Drive, Street
+from featdepth.data.synthetic import Drive, Street, render_frame
 from featdepth.errors import InputError
 from featdepth.evaluation import trajectories
 from featdepth.evaluation.opening import open_sequences
+from featdepth.models import FeatDepth
 from featdepth.odometry import plots
+from featdepth.odometry.egomotion import predict_motions
 from featdepth.odometry.scores import ALIGNMENTS
 from featdepth.odometry.trajectory_files import read_kitti, read_tum, write_kitti, write_tum
 
@@ -96,33 +102,41 @@ class TestEvaluation:
     def test_the_table_states_the_alignment_of_each_line(self, evaluated: tuple[Result, Path]) -> None:
         result, out = evaluated
         model, trivial = result.out.split("  straight ahead at constant speed, without any image:\n")
-        rows = {line.split()[0]: line.split()[1:] for line in model.splitlines() if line.startswith("  ")}
         [score] = read_result(out)["sequences"]
         assert f"{score['straight_ahead']['7dof']['ate_rmse_m']:.3f}" in trivial
-        for alignment in ALIGNMENTS:
-            scale, ate, t_rel, r_rel, metres, degrees = rows[alignment]
-            assert (t_rel, r_rel) == ("-", "-")
-            printed = [float(number) for number in (scale, ate, metres, degrees)]
-            keys = ("scale", "ate_rmse_m", "rpe_translation_m", "rpe_rotation_deg")
-            assert printed == pytest.approx([score[alignment][key] for key in keys], abs=6e-4)
+        aligned, network = model.split("  motion by alignment with the model's depth:\n")[1].split("  pose network:\n")
+        for block, scores in ((aligned, score), (network, score["pose_network"])):
+            rows = {line.split()[0]: line.split()[1:] for line in block.splitlines() if line.startswith("  ")}
+            for alignment in ALIGNMENTS:
+                scale, ate, t_rel, r_rel, metres, degrees = rows[alignment]
+                assert (t_rel, r_rel) == ("-", "-")
+                printed = [float(number) for number in (scale, ate, metres, degrees)]
+                keys = ("scale", "ate_rmse_m", "rpe_translation_m", "rpe_rotation_deg")
+                assert printed == pytest.approx([scores[alignment][key] for key in keys], abs=6e-4)
         assert f"{NAME}: 7 frames" in result.out and "scaled on their own" in result.out
         assert "at least" not in result.err and str(out) in result.out
 
     def test_right_motions_score_perfectly(
         self, config_file: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Batches of two come in the order of the frames; one alignment after the other leaves nothing over."""
+        """Batches of two come in the order of the frames; one alignment after the other leaves nothing over.
+
+        The motions are those of the pose network, and stand in for others: random depth fits none.
+        """
         poses = true_poses()
-        motions = iter(np.linalg.inv(poses[1:]) @ poses[:-1])
-        monkeypatch.setattr(
-            trajectories, "motions_between", lambda model, *pair: np.stack([next(motions) for _ in pair[0]])
-        )
+        motions = torch.from_numpy(np.linalg.inv(poses[1:]) @ poses[:-1]).float()
+        motions[:, :3, 3] /= tiny_config("photometric").model.metres_per_unit
+        following = iter(motions)
+        monkeypatch.setattr(FeatDepth, "motion", lambda model, *pair: torch.stack([next(following) for _ in pair[0]]))
         succeeded(evaluate_here(config_file, checkpoint, tmp_path / "out"))
-        [score] = read_result(tmp_path / "out")["sequences"]
-        assert score["distance_m"] > 1
-        for alignment in ALIGNMENTS:
-            assert score[alignment]["ate_rmse_m"] < 1e-4 and score[alignment]["rpe_rotation_deg"] < 1e-3, alignment
-        assert score["ate_5_frames"]["mean_m"] < 1e-4
+        result = read_result(tmp_path / "out")
+        [score] = result["sequences"]
+        assert score["distance_m"] > 1 and score["lost_pairs"] == result["lost_pairs"] == result["pairs"] == 6
+        for scores in (score, score["pose_network"]):
+            for alignment in ALIGNMENTS:
+                assert scores[alignment]["ate_rmse_m"] < 1e-4, alignment
+                assert scores[alignment]["rpe_rotation_deg"] < 1e-3, alignment
+            assert scores["ate_5_frames"]["mean_m"] < 1e-4
 
     def test_two_processes_agree(self, config_file: Path, checkpoint: Path, evaluated, tmp_path: Path) -> None:
         """Six pairs in batches of four: the second process gets fewer, and the loader repeats some."""
@@ -150,7 +164,8 @@ class TestEvaluation:
         result = succeeded(evaluate_here(config_file, tmp_path / "model", tmp_path / "out"))
         [score] = read_result(tmp_path / "out")["sequences"]
         assert score["none"] is None and score["6dof"] is None and score["7dof"]["ate_rmse_m"] > 0
-        assert result.out.count("the unit of the estimate is unknown") == 2
+        assert score["pose_network"]["none"] is None and score["pose_network"]["7dof"]["ate_rmse_m"] > 0
+        assert result.out.count("the unit of the estimate is unknown") == 2 * 2
 
     def test_a_missing_frame_ends_a_sequence(self, street_copy: Path, checkpoint: Path) -> None:
         config = load_config(street_copy.parent / "tiny.yaml", [], training=False)
@@ -175,16 +190,103 @@ class TestEvaluation:
         assert [score["frames"] for score in result["sequences"]] == [3, 3] and result["skipped_pairs"] == 2
         assert [score["first_frame"] for score in result["sequences"]] == [0, 4]
 
-    def test_what_cannot_be_scored_is_refused(
-        self, street_copy: Path, checkpoint: Path, tmp_path: Path, config_file: Path
-    ) -> None:
-        tiny_model(tiny_config("photometric", [0, "s"])).save_pretrained(tmp_path / "stereo")
-        line = evaluate_here(config_file, tmp_path / "stereo", tmp_path / "out").error_line()
-        assert "learned no motion" in line
+    def test_what_cannot_be_scored_is_refused(self, street_copy: Path, checkpoint: Path, tmp_path: Path) -> None:
         shutil.rmtree(street_copy / NAME.split()[0] / "oxts")
         line = evaluate_here(street_copy.parent / "tiny.yaml", checkpoint, tmp_path / "out").error_line()
         assert "no true poses" in line and NAME.split()[0] in line
         assert not (tmp_path / "out").exists()
+
+    def test_depth_that_is_not_finite_is_refused(
+        self, config_file: Path, checkpoint: Path, tmp_path, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(FeatDepth, "to_depth", lambda model, disparity: disparity * float("nan"))
+        line = evaluate_here(config_file, checkpoint, tmp_path / "out").error_line()
+        assert "not finite at" in line and NAME.split()[0] in line
+
+
+@pytest.fixture
+def stereo_checkpoint(tmp_path: Path) -> Path:
+    """A model without a pose network."""
+    tiny_model(tiny_config("photometric", [0, "s"])).save_pretrained(tmp_path / "stereo")
+    return tmp_path / "stereo"
+
+
+def spoil(street: Path, frame: int) -> None:
+    """Make noise of a frame of the test drive."""
+    file = street / NAME.split()[0] / "image_02" / "data" / f"{frame:010d}.png"
+    noise = np.random.default_rng(0).integers(0, 256, (STREET.height, STREET.width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+
+
+def written_motions(out: Path) -> np.ndarray:
+    """later_from_earlier of the trajectory that was written."""
+    poses = read_kitti(out / "odometry" / f"{FILE}.kitti.txt")
+    return np.linalg.inv(poses[1:]) @ poses[:-1]
+
+
+class TestMotionByAlignment:
+    def test_true_depth_gives_the_true_way(
+        self, config_file: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The way that is written is that of alignment, and the pose network's stands beside it."""
+        pairs = open_sequences(load_config(config_file, [], training=False))
+        images = torch.stack([*(item["images"][0] for item in pairs), pairs[len(pairs) - 1]["images"][1]])
+        drive = Drive(STREET, TEST_DRIVE)
+        depth = torch.from_numpy(np.stack([render_frame(drive, frame).depth for frame in range(STREET.frames)]))
+        depth = functional.interpolate(depth[:, None].float(), images.shape[-2:], mode="nearest-exact")
+        known = images.float() / 255, depth / tiny_config("photometric").model.metres_per_unit
+        monkeypatch.setattr(FeatDepth, "known", known, raising=False)
+        monkeypatch.setattr(FeatDepth, "predict_disparity", KnownDepth.predict_disparity)
+        printed = succeeded(evaluate_here(config_file, checkpoint, tmp_path / "out")).out
+        assert "motion     6 of 6 pairs aligned\n" in printed
+        result = read_result(tmp_path / "out")
+        assert (result["motion"], result["pairs"], result["lost_pairs"]) == ("alignment", 6, 0)
+        [score] = result["sequences"]
+        assert score["none"]["rpe_rotation_deg"] < 0.1 and score["none"]["rpe_translation_m"] < 0.06
+        assert score["none"]["ate_rmse_m"] < 0.02 * score["distance_m"]
+        assert score["pose_network"]["none"]["rpe_translation_m"] > 0.5
+        assert result["mean"]["pose_network"]["7dof"] is not None
+        poses = true_poses()
+        assert np.allclose(written_motions(tmp_path / "out"), np.linalg.inv(poses[1:]) @ poses[:-1], rtol=0, atol=0.1)
+
+    def test_the_pose_network_stands_in_for_what_is_lost(
+        self, street_copy: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spoil(street_copy, 3)
+        monkeypatch.setattr(FeatDepth, "predict_disparity", road_disparity)
+        printed = succeeded(evaluate_here(street_copy.parent / "tiny.yaml", checkpoint, tmp_path / "out")).out
+        assert "motion     4 of 6 pairs aligned; in place of each other one stands the pose network's\n" in printed
+        result = read_result(tmp_path / "out")
+        assert result["lost_pairs"] == result["sequences"][0]["lost_pairs"] == 2
+        pairs = open_sequences(load_config(street_copy.parent / "tiny.yaml", [], training=False))
+        frames = [*(item["images"][0] for item in pairs), pairs[len(pairs) - 1]["images"][1]]
+        network = predict_motions(FeatDepth.from_pretrained(checkpoint).eval(), frames)
+        is_network = np.isclose(written_motions(tmp_path / "out"), network, atol=1e-5).all((1, 2))
+        assert is_network.tolist() == [False, False, True, True, False, False]
+
+    def test_without_a_pose_network_the_motion_before_does(
+        self, street_copy: Path, stereo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And so with two processes, whose batches end in other places."""
+        config_file, out = street_copy.parent / "tiny.yaml", tmp_path / "out"
+        spoil(street_copy, 3)
+        words = ["--odometry", "--config", config_file, "--checkpoint", stereo_checkpoint, "--cpu"]
+        program = [REPOSITORY / "tests" / "road_evaluate.py", *words, "--out", tmp_path / "two"]
+        two_processes = succeeded(run_program_process(program, processes=2)).out
+        monkeypatch.setattr(FeatDepth, "predict_disparity", road_disparity)
+        printed = succeeded(evaluate_here(config_file, stereo_checkpoint, out)).out
+        said = "motion     4 of 6 pairs aligned; in place of each other one stands the motion before it\n"
+        assert said in printed and said in two_processes and "pose network" not in printed
+        motions = written_motions(out)
+        assert np.allclose(motions[2:4], motions[1], atol=1e-6) and not np.allclose(motions[4], motions[1], atol=1e-3)
+        assert np.allclose(written_motions(tmp_path / "two"), motions, atol=1e-4)
+        assert "pose_network" not in read_result(out)["sequences"][0]
+        assert read_result(tmp_path / "two")["lost_pairs"] == read_result(out)["lost_pairs"] == 2
+
+    def test_standing_still_where_all_is_lost(self, config_file: Path, stereo_checkpoint: Path, tmp_path: Path) -> None:
+        printed = succeeded(evaluate_here(config_file, stereo_checkpoint, tmp_path / "out")).out
+        assert "motion     0 of 6 pairs aligned" in printed
+        assert np.array_equal(written_motions(tmp_path / "out"), np.tile(np.eye(4), (6, 1, 1)))
 
 
 class TestKittiRawPoses:

@@ -393,7 +393,7 @@ def test_bad_input_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_without_opencv_it_says_so_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     told = prepare(write_images(tmp_path / "street", street(1, 4)), "--out", tmp_path / "out").error_line()
-    assert "pip install opencv-python-headless" in told and not (tmp_path / "out").exists()
+    assert "pip install 'opencv-python-headless" in told and not (tmp_path / "out").exists()
 
 
 @needs_pyav

@@ -111,7 +111,7 @@ class TestMatching:
         with pytest.raises(InputError, match=r"OpenCV 4.14.0 is too old"):
             match_frames(waves(), waves())
         monkeypatch.setitem(sys.modules, "cv2", None)
-        with pytest.raises(InputError, match="not installed; pip install opencv-python-headless"):
+        with pytest.raises(InputError, match="not installed; pip install 'opencv-python-headless"):
             match_frames(waves(), waves())
 
     def test_frames_of_different_sizes(self) -> None:

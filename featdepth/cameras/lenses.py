@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featdepth.cameras.opencv import opencv
 from featdepth.errors import InputError
+from featdepth.two_view.opencv import opencv
 
 COEFFICIENTS = {"pinhole": (0,), "radtan": (4, 5), "fisheye": (4,)}  # how many each model can have
 STEPS = 2000  # of undistortion: ten suffice but close to where the distortion turns

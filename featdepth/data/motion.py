@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from featdepth.cameras.opencv import opencv
 from featdepth.config import Config, load_config, parse_arguments
 from featdepth.console import Display, count
 from featdepth.data import build_dataset
@@ -33,6 +32,7 @@ from featdepth.data.selection import pairs_of, smallest_distance, smallest_motio
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.two_view.matching import Features, find_features, match_features, motion
+from featdepth.two_view.opencv import opencv
 
 MEASURED_WIDTH = 320  # pixels: motion is measured at no more than this
 RUN = 32  # pairs that are measured in one go; frames that follow each other are then decoded once

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from featdepth.cameras.opencv import INSTALL, has_opencv
 from featdepth.config import load_config, parse_arguments
 from featdepth.console import count
 from featdepth.doctor.cost import check_cost
@@ -32,6 +31,7 @@ from featdepth.doctor.times import check_files, check_neighbours, check_parts, c
 from featdepth.errors import InputError, run_program
 from featdepth.files import write_text
 from featdepth.parallel.host import one_thread
+from featdepth.two_view.opencv import INSTALL, has_opencv
 
 SAMPLES = 24
 # In this order: some checks mean nothing after the faults that others found.

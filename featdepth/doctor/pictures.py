@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from featdepth.cameras.opencv import has_opencv
 from featdepth.data.samples import STEREO, Sample
 from featdepth.doctor.ground_truth_fit import depth_at, fit_where
 from featdepth.doctor.survey import Pair, Survey, spread
 from featdepth.drawing import DEPTH_COLOURS, ERROR_COLOURS, colour, paint_dots, save_picture
 from featdepth.geometry import warp
 from featdepth.two_view.epipolar import best_rotation, rays, rotation_residuals
+from featdepth.two_view.opencv import has_opencv
 from featdepth.two_view.relative_pose import relative_pose, triangulate
 
 MOST_ROWS = 8

@@ -252,9 +252,13 @@ def scale_by_camera_height(
 @torch.no_grad()
 def ground_heights(model: FeatDepth, batch: dict[str, Tensor], config: Config) -> Tensor:
     """Height of the camera above the ground in each prediction, in network units `[B, 1]`; NaN where none shows."""
-    intrinsics = batch["intrinsics"]
-    if model.cameras is not None:
-        is_flipped = torch.zeros_like(batch["camera"], dtype=torch.bool)
-        intrinsics = model.cameras(batch["camera"], intrinsics, is_flipped, batch["images"].shape[-2:])
-    depths = model.to_depth(predict_disparity(model, batch, config))
+    depths, intrinsics = model.to_depth(predict_disparity(model, batch, config)), seen_intrinsics(model, batch)
     return torch.tensor([[ground_height(*each)] for each in zip(depths, intrinsics, strict=True)], device=depths.device)
+
+
+def seen_intrinsics(model: FeatDepth, batch: dict[str, Tensor]) -> Tensor:
+    """Intrinsics `[B, 3, 3]` of a batch of test images: the model's own where it has learned them, else the data's."""
+    if model.cameras is None:
+        return batch["intrinsics"]
+    is_flipped = torch.zeros_like(batch["camera"], dtype=torch.bool)
+    return model.cameras(batch["camera"], batch["intrinsics"], is_flipped, batch["images"].shape[-2:])

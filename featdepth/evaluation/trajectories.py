@@ -12,22 +12,31 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
+from featdepth.console import count
 from featdepth.data.dataset import FrameDataset
+from featdepth.data.samples import Sample
 from featdepth.errors import InputError
+from featdepth.evaluation.motions import Motions, find_motions, runs_of_frames
 from featdepth.evaluation.report import contamination, results_in
-from featdepth.evaluation.scoring import find_scale, with_unit
+from featdepth.evaluation.scoring import find_scale
 from featdepth.evaluation.subject import Subject
 from featdepth.files import write_text
-from featdepth.odometry.egomotion import chain_motions, check_has_pose, motions_between
+from featdepth.odometry.egomotion import chain_motions
 from featdepth.odometry.plots import MISSING, draw_plots, has_matplotlib
 from featdepth.odometry.scores import ALIGNMENTS, score_trajectory
-from featdepth.odometry.table import COLUMNS, METRIC, STRAIGHT_AHEAD, format_scores, shorten
+from featdepth.odometry.table import (
+    COLUMNS,
+    COMPARED,
+    METRIC,
+    POSE_NETWORK,
+    STRAIGHT_AHEAD,
+    format_scores,
+    shorten,
+)
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
-from featdepth.parallel.processes import gather_values, on_main_process
+from featdepth.parallel.processes import on_main_process
 
 AVERAGED = (*(key for _, key, _ in COLUMNS[1:]), "rpe_translation_rmse_m", "rpe_rotation_rmse_deg")
 
@@ -39,6 +48,8 @@ class Stretch(NamedTuple):
     first_frame: int
     truth: np.ndarray  # world_from_camera [N, 4, 4], metres, in the data's own world
     estimate: np.ndarray  # world_from_camera [N, 4, 4], metres or the model's unit; the world is the first camera
+    network: np.ndarray | None  # the same by the pose network; None: there is none
+    lost: int  # pairs that are not aligned, see `Motions`
     times: np.ndarray | None  # [N] seconds; None: unknown
 
     @property
@@ -54,34 +65,25 @@ def report_odometry(accelerator: Accelerator, subject: Subject, out: Path) -> No
     """Score the sequences of a subject whose data are those of `open_sequences`; every process enters.
 
     Prints a table, and writes `odometry.json` and the folder `odometry` of trajectories and plots into `out`. Raises
-    InputError for a model without a pose network or with motions that are not finite, and where nothing can be written.
+    InputError for a model with depths or motions that are not finite, and where nothing can be written.
     """
-    model, evaluate = subject.model, subject.config.evaluate
+    evaluate = subject.config.evaluate
     if evaluate.flip and evaluate.camera_height is None:
-        accelerator.print("note       evaluate.flip does not apply to trajectories: it averages depth, not motion")
+        accelerator.print("note       evaluate.flip does not apply to trajectories, whose depth is not mirrored")
     unit, about = find_scale(accelerator, subject)
-    check_has_pose(model)
-
-    def values(batch: dict[str, Tensor]) -> Tensor:
-        motions = motions_between(model, batch["images"][:, 0], batch["images"][:, 1])
-        rows = torch.from_numpy(motions).float().flatten(1).to(batch["images"].device)
-        return torch.cat([batch["index"][:, None].float(), rows], dim=1)
-
-    with with_unit(model, unit):
-        table = gather_values(accelerator, model, subject.loader, values).numpy()
+    found = find_motions(accelerator, subject, unit)
     is_metric = unit is not None
-    on_main_process(accelerator, lambda: write_report(subject.dataset, table, is_metric, out, about))
+    on_main_process(accelerator, lambda: write_report(subject.dataset, found, is_metric, out, about))
 
 
-def write_report(dataset: FrameDataset, table: np.ndarray, is_metric: bool, out: Path, about: dict) -> None:
-    """What `report_odometry` prints and writes. table: `[n, 17]`, index and motion of each readable pair."""
-    if not np.isfinite(table).all():
-        bad = dataset.samples[int(table[~np.isfinite(table).all(1)][0, 0])]
-        raise InputError(f"{about['checkpoint']}: predicts a motion that is not finite at {bad}; train it again")
-    stretches = find_stretches(dataset, table)
+def write_report(dataset: FrameDataset, found: Motions, is_metric: bool, out: Path, about: dict) -> None:
+    """What `report_odometry` prints and writes, of the motions of all readable pairs."""
+    check_finite(dataset, found, about["checkpoint"])
+    stretches = find_stretches(dataset, found)
     scores = [score_stretch(each, is_metric) for each in stretches]
-    result = {"unit": "metres" if is_metric else "unknown", "sequences": scores, "mean": average(scores)}
-    result |= {"skipped_pairs": len(dataset.samples) - len(table)} | about
+    result = {"unit": "metres" if is_metric else "unknown", "motion": "alignment", "pairs": len(found.index)}
+    result |= {"lost_pairs": int((~found.is_aligned).sum()), "skipped_pairs": len(dataset) - len(found.index)}
+    result |= {"sequences": scores, "mean": average(scores)} | about
     notes = []
     with results_in(out):
         write_text(out / "odometry.json", json.dumps(result, indent=2) + "\n")
@@ -90,52 +92,72 @@ def write_report(dataset: FrameDataset, table: np.ndarray, is_metric: bool, out:
             if has_matplotlib():
                 stem = out / "odometry" / file_name(stretch)
                 notes += draw_plots(stem, stretch.name, stretch.truth, stretch.estimate, score)
-    print("\n".join([*contamination(result), format_scores(scores, result["mean"]), *shorten(notes)]))
+    print("\n".join([*contamination(result), describe_motions(found)]))
+    print("\n".join([format_scores(scores, result["mean"]), *shorten(notes)]))
     if not has_matplotlib():
         print(f"no plots: {MISSING}")
     print(f"written to {out}")
 
 
-def find_stretches(dataset: FrameDataset, table: np.ndarray) -> list[Stretch]:
-    """The sequences that the pairs of `table` (index, motion) make, in order; one ends where a pair is missing."""
-    groups: list[list[np.ndarray]] = []
-    previous = None
-    for row in table[table[:, 0].argsort()]:
-        sample = dataset.samples[int(row[0])]
-        if previous is None or (sample.drive, sample.frame) != (previous.drive, previous.frame + 1):
-            groups.append([])
-        groups[-1].append(row)
-        previous = sample
-    return [make_stretch(dataset, np.stack(group)) for group in groups]
+def check_finite(dataset: FrameDataset, found: Motions, checkpoint: str) -> None:
+    """Raise InputError for the first pair with a motion, or a depth, that is not finite."""
+    for motions in (found.motions, found.network):
+        if motions is not None and not np.isfinite(motions).all():
+            bad = dataset.samples[found.index[~np.isfinite(motions).all((1, 2))][0]]
+            raise InputError(f"{checkpoint}: predicts depth or motion that is not finite at {bad}; train it again")
 
 
-def make_stretch(dataset: FrameDataset, rows: np.ndarray) -> Stretch:
-    """The sequence of consecutive pairs `[N-1, 17]`."""
-    first = dataset.samples[int(rows[0, 0])]
-    frames = range(first.frame, first.frame + len(rows) + 1)
+def describe_motions(found: Motions) -> str:
+    """How many motions are aligned, and what stands in for the others, in a line."""
+    pairs, aligned = len(found.index), int(found.is_aligned.sum())
+    line = f"motion     {aligned} of {count(pairs, 'pair')} aligned"
+    if aligned == pairs:
+        return line
+    stand_in = "motion before it" if found.network is None else "pose network's"
+    return f"{line}; in place of each other one stands the {stand_in}"
+
+
+def find_stretches(dataset: FrameDataset, found: Motions) -> list[Stretch]:
+    """The sequences that the pairs make, in order; one ends where a pair is missing."""
+    samples = [dataset.samples[place] for place in found.index]
+    return [make_stretch(dataset, samples[run.start], found, run) for run in runs_of_frames(samples)]
+
+
+def make_stretch(dataset: FrameDataset, first: Sample, found: Motions, run: slice) -> Stretch:
+    """The sequence of the consecutive pairs in `run`, of which `first` is the first."""
+    frames = range(first.frame, first.frame + run.stop - run.start + 1)
     poses, times = dataset.poses(first.drive), dataset.times(first.drive)
     return Stretch(
         first.drive,
         first.frame,
         np.stack([poses[frame] for frame in frames]),
-        chain_motions(rows[:, 1:]),
+        chain_motions(found.motions[run]),
+        None if found.network is None else chain_motions(found.network[run]),
+        int((~found.is_aligned[run]).sum()),
         np.array([times[frame] for frame in frames]) if all(frame in times for frame in frames) else None,
     )
 
 
 def score_stretch(stretch: Stretch, is_metric: bool) -> dict:
-    """What odometry.json says of a sequence; alignments that take the estimate for metres are None where it is not.
+    """What odometry.json says of a sequence.
 
-    Beside it, under `straight_ahead`, what going straight ahead at constant speed scores, under alignments with scale.
+    Beside it, under `pose_network`, what the pose network's motions score and, under `straight_ahead`, what going
+    straight ahead at constant speed does, under alignments with scale.
     """
-    scores = score_trajectory(stretch.truth, stretch.estimate)
-    if not is_metric:
-        scores |= dict.fromkeys(METRIC)
+    about = {"name": stretch.name, "drive": stretch.drive, "first_frame": stretch.first_frame}
+    scores = about | {"lost_pairs": stretch.lost} | score_estimate(stretch.truth, stretch.estimate, is_metric)
+    if stretch.network is not None:
+        scores[POSE_NETWORK] = score_estimate(stretch.truth, stretch.network, is_metric)
     straight = np.tile(np.eye(4), (len(stretch.truth), 1, 1))
     straight[:, 2, 3] = np.arange(len(straight))
     trivial = score_trajectory(stretch.truth, straight)
     scores[STRAIGHT_AHEAD] = {key: trivial[key] for key in ("ate_5_frames", *ALIGNMENTS) if key not in METRIC}
-    return {"name": stretch.name, "drive": stretch.drive, "first_frame": stretch.first_frame} | scores
+    return scores
+
+
+def score_estimate(truth: np.ndarray, estimate: np.ndarray, is_metric: bool) -> dict:
+    """`score_trajectory`; alignments that take the estimate for metres are None where it is not."""
+    return score_trajectory(truth, estimate) | ({} if is_metric else dict.fromkeys(METRIC))
 
 
 def average(scores: Sequence[Mapping]) -> dict:
@@ -147,8 +169,9 @@ def average(scores: Sequence[Mapping]) -> dict:
         if alignment in scores[0]:
             known = [score[alignment] for score in scores if score[alignment] is not None]
             result[alignment] = {key: mean([each[key] for each in known]) for key in AVERAGED} if known else None
-    if STRAIGHT_AHEAD in scores[0]:
-        result[STRAIGHT_AHEAD] = average([score[STRAIGHT_AHEAD] for score in scores])
+    for way in COMPARED:
+        if way in scores[0]:
+            result[way] = average([score[way] for score in scores])
     return result
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from featdepth.errors import InputError
 from featdepth.models.recompute import Segmented
-from featdepth.models.saved.torch_files import read_torch_file, state_of
 
 
 class ResNetStem(Segmented):
@@ -70,6 +69,8 @@ def load_imagenet(encoder: ResNetEncoder, source: bool | str) -> None:
     source: True asks torchvision, which downloads the file once into torch's hub folder; a path names torchvision's
     `.pth` file or a folder of such files. Raises InputError when the weights cannot be had.
     """
+    from featdepth.models.saved.torch_files import state_of  # only runs that start from a file need the readers
+
     state = _download_imagenet(encoder.layers) if source is True else _read_imagenet(encoder.layers, Path(str(source)))
     where = "torchvision's download" if source is True else source
     foreign = f"model.pretrained: the weights of {where} are not those of torchvision's ResNet-{encoder.layers}"
@@ -108,4 +109,6 @@ def _read_imagenet(layers: int, path: Path) -> dict[str, Tensor]:
         if not candidates:
             raise InputError(f"model.pretrained: {path} holds no resnet{layers}*.pth; put torchvision's file there")
         path = candidates[0]
+    from featdepth.models.saved.torch_files import read_torch_file
+
     return read_torch_file(path, "model.pretrained")

@@ -94,17 +94,30 @@ def align_neighbours(
     pairs = Pairs(images[:-1], images[1:], depth[:-1], depth[1:], intrinsics.expand(count, 3, 3))
     motions, is_aligned = align_both_ways(pairs, None)
     guesses = []
-    if hasattr(model, "pose_decoder"):
+    if model.has_motion:
         guesses.append(model.motion(pairs.earlier, pairs.later).float())
     guesses.append(constant_velocity(motions, is_aligned, previous))
     for guess in guesses:
-        open_pairs = ~is_aligned
-        if not open_pairs.any():
-            break
-        again, agree = align_both_ways(pairs.of(open_pairs), guess[open_pairs])
-        motions[open_pairs] = torch.where(agree[:, None, None], again, motions[open_pairs])
-        is_aligned[open_pairs] = agree
+        motions, is_aligned = align_again(pairs, guess, motions, is_aligned)
     return torch.where(is_aligned[:, None, None], motions, guesses[0]), is_aligned
+
+
+def see_pairs(model: FeatDepth, earlier: Tensor, later: Tensor, intrinsics: Tensor) -> Pairs:
+    """Pairs of images `[B, 3, H, W]` in [0, 1] of the model's size, with its depth; intrinsics: `[B, 3, 3]`."""
+    depth = model.to_depth(model.predict_disparity(torch.cat([earlier, later])))
+    return Pairs(earlier, later, *depth.chunk(2), intrinsics)
+
+
+def align_again(pairs: Pairs, start: Tensor, motions: Tensor, is_aligned: Tensor) -> tuple[Tensor, Tensor]:
+    """`motions` `[B, 4, 4]` and which of them are aligned `[B]`, after a try from `start` for those that are not."""
+    lost = ~is_aligned
+    if not lost.any():
+        return motions, is_aligned
+    again, agree = align_both_ways(pairs.of(lost), start[lost])
+    motions, is_aligned = motions.clone(), is_aligned.clone()
+    motions[lost] = torch.where(agree[:, None, None], again, motions[lost])
+    is_aligned[lost] = agree
+    return motions, is_aligned
 
 
 def constant_velocity(motions: Tensor, is_aligned: Tensor, previous: Tensor | None) -> Tensor:

@@ -17,7 +17,11 @@ COLUMNS = (  # of the table: heading, key, digits
     ("RPE deg", "rpe_rotation_deg", 4),
 )
 METRIC = ("none", "6dof")  # alignments that take the estimate's unit as it is
-STRAIGHT_AHEAD = "straight_ahead"  # what an estimate that looks at no image scores
+POSE_NETWORK, STRAIGHT_AHEAD = "pose_network", "straight_ahead"
+COMPARED = {  # what stands beside a model's scores, in words
+    POSE_NETWORK: "pose network",
+    STRAIGHT_AHEAD: "straight ahead at constant speed, without any image",
+}
 
 
 def format_scores(scores: Sequence[Mapping], means: Mapping | None = None) -> str:
@@ -44,7 +48,7 @@ def shorten(notes: list[str]) -> list[str]:
 
 def format_block(score: Mapping) -> list[str]:
     """The lines of one sequence, or of the mean."""
-    lines = []
+    lines = ["  motion by alignment with the model's depth:"] if STRAIGHT_AHEAD in score else []
     for alignment in ALIGNMENTS:
         if alignment not in score:
             continue
@@ -57,6 +61,7 @@ def format_block(score: Mapping) -> list[str]:
         lines.append(f"  {alignment:<12}" + "".join(f"{cell:>16}" for cell in cells))
     short = score["ate_5_frames"]
     lines.append(f"  5-frame ATE {short['mean_m']:.4f} +- {short['std_m']:.4f} m, each 5 frames scaled on their own")
-    if STRAIGHT_AHEAD in score:
-        lines += ["  straight ahead at constant speed, without any image:", *format_block(score[STRAIGHT_AHEAD])]
+    for key, words in COMPARED.items():
+        if key in score:
+            lines += [f"  {words}:", *format_block(score[key])]
     return lines

@@ -31,7 +31,6 @@ import numpy as np
 from PIL import Image
 
 from featdepth.cameras.intrinsics_files import split_name
-from featdepth.cameras.opencv import opencv
 from featdepth.config import Parser
 from featdepth.config.values import override
 from featdepth.console import command, count, watched
@@ -48,6 +47,7 @@ from featdepth.prepare_video.record import JOURNAL, SourceProgress
 from featdepth.prepare_video.speed import read_speeds
 from featdepth.prepare_video.views import View, measuring_intrinsics, show, view_of
 from featdepth.two_view.matching import find_features
+from featdepth.two_view.opencv import opencv
 
 VERSION = 2  # of what is written: raise it when that changes
 JPEG_QUALITY = 95

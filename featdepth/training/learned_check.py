@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from featdepth import losses
-from featdepth.cameras.opencv import has_opencv
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import in_evaluation_mode
 from featdepth.models.saved.provenance import LEARNED, NOTHING, TOO_FEW, WITHOUT_OPENCV
 from featdepth.objective import intrinsics_of, minimum_error, reconstruct, upsampled_depths
+from featdepth.two_view.opencv import has_opencv
 from featdepth.two_view.relative_pose import match_frames, parallax, relative_pose
 
 MOST_PAIRS = 24  # samples that are looked at, evenly spread over the validation part

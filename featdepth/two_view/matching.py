@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featdepth.cameras.opencv import opencv
+from featdepth.two_view.opencv import opencv
 
 MOST_CORNERS = 1000
 CELL = 40  # pixels: side of the squares that have an equal share of the corners

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featdepth.cameras.opencv import opencv
 from featdepth.two_view.epipolar import (
     best_rotation,
     epipolar_errors,
@@ -24,6 +23,7 @@ from featdepth.two_view.epipolar import (
     sampson,
 )
 from featdepth.two_view.matching import Matches, match_frames, median, motion
+from featdepth.two_view.opencv import opencv
 
 __all__ = [
     "Focal",

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torchvision
 
-from featdepth.cameras.opencv import INSTALL
 from featdepth.errors import InputError
 
 LEARNED, NOTHING, TOO_FEW = "learned", "nothing learned", "too few samples"  # verdicts of a check
@@ -111,6 +110,8 @@ def describe_check(check: Mapping[str, float | int | str]) -> str:
     if "angle" in check:
         words.append(f"motion {check['angle']:.0f} degrees off matched points")
     if WITHOUT_OPENCV in check:
+        from featdepth.two_view.opencv import INSTALL  # the networks know nothing of matching, but for this word
+
         words.append(f"motion not compared with matched points: no OpenCV; {INSTALL}")
     if "row_correlation" in check:
         words.append(f"nearer at the bottom {check['row_correlation']:+.2f}")

@@ -7,8 +7,8 @@ from types import ModuleType
 
 from featdepth.errors import InputError
 
-INSTALL = "pip install opencv-python-headless"
 OLDEST = 5  # the first whose undistortPoints takes as many steps as it is told
+INSTALL = f"pip install 'opencv-python-headless>={OLDEST}'"
 
 
 def has_opencv() -> bool:
@@ -23,6 +23,6 @@ def opencv() -> ModuleType:
     except ImportError as error:
         raise InputError(f"OpenCV is needed for this, and not installed; {INSTALL}") from error
     if int(cv2.__version__.partition(".")[0]) < OLDEST:
-        raise InputError(f"OpenCV {cv2.__version__} is too old, {OLDEST} is needed; {INSTALL} --upgrade")
+        raise InputError(f"OpenCV {cv2.__version__} is too old, {OLDEST} is needed; {INSTALL}")
     cv2.setNumThreads(1)  # loader processes have the other cores
     return cv2
