@@ -27,7 +27,7 @@ from featdepth.data import build_dataset, images
 from featdepth.data import cache as program
 from featdepth.data.cached import frame_cache
 from featdepth.data.cached.frame_cache import FrameCache
-from featdepth.data.cached.shards import VERSION, used_bytes
+from featdepth.data.cached.shards import VERSION, FrameIdentity, ShardWriter, read_shard, size_folder, used_bytes
 from featdepth.data.images import load_image
 from featdepth.errors import InputError
 
@@ -354,6 +354,19 @@ class TestProcesses:
         check = succeeded(run_cache(tree, "--check")).out
         assert "15 good" in check and "damaged" not in check
         assert_same_frames(tree, open_cache(tree))
+
+    def test_have_shards_of_their_own(self, tmp_path: Path) -> None:
+        folder = tmp_path / size_folder(SMALL)
+        folder.mkdir()
+        writers = [ShardWriter(folder) for _ in range(2)]
+        for number in range(6):
+            source = FrameIdentity(f"/{number}.png", 1, 1, *SMALL)
+            writers[number % 2].append(source, torch.full((3, *SMALL), number, dtype=torch.uint8))
+        assert [writer.close() for writer in writers] == [None, None]
+        for first, writer in enumerate(writers):
+            kept = read_shard(writer.path.with_suffix(".index"))
+            found = [(source.path, int(frame[0, 0, 0])) for _, source, frame in kept]
+            assert found == [(f"/{number}.png", number) for number in range(first, 6, 2)]
 
     def test_that_are_killed_leave_what_they_had(self, tree: Path, tmp_path: Path) -> None:
         write_drive(tree / "raw", drive_name(3), range(300))
