@@ -12,7 +12,7 @@ def torture_with(kills: int, processes: int, patch: pytest.MonkeyPatch, capture:
     assert f"{kills} kills" in capture.readouterr().out
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_runs_end_as_undisturbed_ones(
     processes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
