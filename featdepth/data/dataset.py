@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.config.keys import Config
 from featdepth.console import count, first_names
 from featdepth.data.baselines import check_stereo_pose
@@ -132,6 +131,8 @@ class FrameDataset(Footage, Dataset):
         for camera, sample in {self.camera_of(sample): sample for sample in reversed(self.samples)}.items():
             size, intrinsics, stereo_pose = self.camera(sample)
             if self.guesses_intrinsics:
+                from featdepth.cameras.pinhole import field_of_view_intrinsics  # most data have a calibration
+
                 intrinsics = field_of_view_intrinsics(self.config.field_of_view, size)
             self.native_sizes[camera] = size
             self.windows[camera] = crop_window(size, self.config.crop)

@@ -15,7 +15,6 @@ from featdepth.config import Model
 from featdepth.geometry import disparity_to_depth, invert_pose, pose_from_vector, scale_translation
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
 from featdepth.models.encoders import ResNetEncoder, ResNetStem
-from featdepth.models.inputs import as_given, as_images, in_evaluation_mode, resized
 from featdepth.models.recompute import Segmented
 from featdepth.models.saved.pretrained import Pretrained
 from featdepth.models.saved.provenance import Provenance
@@ -213,6 +212,8 @@ class FeatDepth(nn.Module, Pretrained):
     @torch.no_grad()
     def predict_disparity(self, images: Tensor) -> Tensor:
         """Sigmoid disparity `[N, 1, H, W]` of images `[N, 3, H, W]` in [0, 1] of any size, seen at the model's size."""
+        from featdepth.models.inputs import resized  # training, whose images have their size, needs none of it
+
         disparity = self.depth(resized(images, (self.height, self.width)))[0]
         return functional.interpolate(disparity.float(), images.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -231,6 +232,8 @@ class FeatDepth(nn.Module, Pretrained):
             raise ValueError(f"a model of objective {self.settings.objective} predicts no depth")
         if isinstance(images, list | tuple):
             return [self.predict_depth(image) for image in images]
+        from featdepth.models.inputs import as_given, as_images, in_evaluation_mode
+
         weight = self.depth_encoder.conv1.weight
         with in_evaluation_mode(self):
             disparity = self.predict_disparity(as_images(images, weight.device, weight.dtype))
