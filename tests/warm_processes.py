@@ -5,6 +5,7 @@ For tests that need a process, or two that are connected, but not the start of P
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import resource
@@ -111,12 +112,15 @@ def become(words: list[str], environment: dict[str, str], out: Path, err: Path, 
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        for name in (words[1], f"{words[1]}.__main__"):  # one that is there already makes Python warn
-            if not hasattr(sys.modules.get(name), "__path__"):
-                sys.modules.pop(name, None)
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            for name in (words[1], f"{words[1]}.__main__"):  # one that is there already makes Python warn
+                if not hasattr(sys.modules.get(name), "__path__"):
+                    sys.modules.pop(name, None)
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # as a program of its own does at its end, but not a child of multiprocessing
