@@ -94,7 +94,8 @@ class Steps:
     def judge(self, norm: Tensor) -> None:
         """Before the optimizer: find out from the gradient norm whether the step counts, and set its learning rate."""
         self.bad = self.bad_steps.judge(norm)
-        self.rate = learning_rate(self.progress.step, self.progress.epoch, self.config.optimizer.lr, self.schedule)
+        epoch = self.progress.epoch + self.progress.batch / self.batches
+        self.rate = learning_rate(self.progress.step, epoch, self.config.optimizer.lr, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
 
@@ -211,10 +212,11 @@ def notes(schedule: Schedule, epochs: int, steps_per_epoch: int, max_steps: int 
     return found
 
 
-def learning_rate(step: int, epoch: int, lr: float, schedule: Schedule) -> float:
-    """The rate of optimizer step `step` in `epoch` (both from 0): linear warm-up, then a drop at each milestone.
+def learning_rate(step: int, epoch: float, lr: float, schedule: Schedule) -> float:
+    """The rate of optimizer step `step` after `epoch` epochs, of which it may be in the midst (both from 0).
 
-    Warm-up starts from `warmup_ratio`; the n-th milestone m multiplies the rate by `gamma` from epoch m on.
+    Linear warm-up from `warmup_ratio`, then a drop at each milestone: the n-th, m, multiplies the rate by `gamma` from
+    epoch m on, which may be a fraction.
     """
     rate = lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
     if step < schedule.warmup_steps:
