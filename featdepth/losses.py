@@ -135,20 +135,6 @@ def distance_error(translations: Tensor, distances: Tensor) -> Tensor:
     return torch.where(is_known, error, 0.0).sum(1) / is_known.sum(1).clamp(min=1)
 
 
-def motion_error(pose: Tensor, aligned: Tensor, information: Tensor) -> Tensor:
-    """How far poses `[..., 4, 4]` are from aligned ones, in the metric of the latter's `information` `[..., 6, 6]`.
-
-    For small errors half of x^T I x, with x the increment (rotation vector, translation) on the left of `aligned` that
-    gives `pose`; for large ones its root, so that the first, random poses do not outweigh everything else.
-    """
-    rotation, translation = pose[..., :3, :3], pose[..., :3, 3]
-    turn = rotation @ aligned[..., :3, :3].transpose(-1, -2)
-    axis = (turn[..., [2, 0, 1], [1, 2, 0]] - turn[..., [1, 2, 0], [2, 0, 1]]) / 2
-    increment = torch.cat([axis, translation - (turn @ aligned[..., :3, 3:])[..., 0]], dim=-1)
-    squared = (increment[..., None, :] @ information @ increment[..., None])[..., 0, 0]
-    return (1 + squared.clamp(min=0)).sqrt() - 1
-
-
 def normalise_disparity(disparity: Tensor) -> Tensor:
     """Disparity `[B, 1, H, W]` divided by its mean over the image, so that its smoothness does not depend on scale."""
     return disparity / (disparity.mean((2, 3), keepdim=True) + 1e-7)

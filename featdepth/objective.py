@@ -14,11 +14,9 @@ from torch.nn import functional
 from featdepth import geometry, losses
 from featdepth.config import Config
 from featdepth.models.featdepth import Prediction
-from featdepth.scale import scale_of_training
 
 # How fast the weight of a derivative falls with the image's own derivative.
 DISPARITY_EDGE_SHARPNESS, FEATURE_EDGE_SHARPNESS = 0.5, 1.0
-SCALE_WEIGHT = 0.01  # of the term that holds a depth whose scale nothing else does
 
 
 def compute_losses(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -42,10 +40,11 @@ def compute_terms(prediction: Prediction, batch: dict[str, Tensor], config: Conf
             depths = upsampled_depths(prediction, images.shape[-2:], config)
             terms["photometric"] = photometric_terms(depths, prediction.poses, images, intrinsics, config)
         terms["smoothness"] = smoothness_terms(prediction.disparities, images[:, 0], config)
-    if prediction.alignment is not None and config.model.motion == "taught":
-        terms["alignment"] = weights.alignment * alignment_error(prediction, images, config)[None]
-    if prediction.alignment is not None and is_scale_free(config):
-        terms["scale"] = SCALE_WEIGHT * scale_error(prediction, config)[None]
+    if prediction.alignment is not None:
+        from featdepth.aligned_motion import alignment_terms  # most trainings need none of it
+
+        depth = upsampled_depths(prediction, prediction.disparities[0].shape[-2:], config)[0]
+        terms |= alignment_terms(prediction.alignment, prediction.poses, depth, images.shape[-2:], config)
     if weights.velocity > 0:
         terms["velocity"] = weights.velocity * velocity_error(prediction.poses, batch["distance"], config)[None]
     if objective in ("feature_metric", "joint"):
@@ -142,31 +141,6 @@ def smoothness_terms(disparities: tuple[Tensor, ...], target: Tensor, config: Co
         first, second = losses.smoothness(disparity, image, DISPARITY_EDGE_SHARPNESS)
         terms.append((first + second) / 2**scale)
     return config.loss.smoothness * torch.stack(terms) / len(disparities)
-
-
-def alignment_error(prediction: Prediction, images: Tensor, config: Config) -> Tensor:
-    """How far the pose network is from the alignment with its own depth: `[B]`, the mean over the sources in time.
-
-    In the metric of the alignment's information, of a pixel in the mean: a motion that changes pixels by one standard
-    deviation of the residual has an error of 0.4. Motions that are not known teach nothing.
-    """
-    alignment, count = prediction.alignment, images.shape[-2] * images.shape[-1]
-    sources = zip(prediction.poses.unbind(1), config.data.frames[1:], strict=True)
-    poses = torch.stack([pose for pose, frame in sources if frame != "s"], dim=1)
-    errors = losses.motion_error(poses, alignment.pose, alignment.information / count)
-    return torch.where(alignment.is_known, errors, 0.0).mean(1)
-
-
-def is_scale_free(config: Config) -> bool:
-    """Whether nothing in a training says how large depth is: motion follows it, and no distance is known."""
-    return config.model.motion == "aligned" and scale_of_training(config) is None
-
-
-def scale_error(prediction: Prediction, config: Config) -> Tensor:
-    """Squared logarithm of the finest depth, in the mean over the picture: `[B]`. It is 0 around one network unit."""
-    disparity = prediction.disparities[0]
-    depth = geometry.disparity_to_depth(disparity, config.model.min_depth, config.model.max_depth)
-    return depth.log().mean((1, 2, 3)).square()
 
 
 def velocity_error(poses: Tensor, distances: Tensor, config: Config) -> Tensor:

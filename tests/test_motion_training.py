@@ -10,16 +10,14 @@ import torch
 from tiny_models import tiny_batch, tiny_config, tiny_model
 from torch import Tensor
 
+from featdepth.aligned_motion import align_sources, aligned_poses, motion_error
 from featdepth.alignment import Alignment
 from featdepth.config import Config
 from featdepth.config.checks import check_config
 from featdepth.data.synthetic import Drive, Street, render_frame
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
-from featdepth.losses import motion_error
 from featdepth.models import FeatDepth
-from featdepth.models.aligned_motion import align_sources, aligned_poses
-from featdepth.models.featdepth import Prediction
 from featdepth.objective import compute_losses
 
 SIZE = (64, 96)
@@ -61,18 +59,17 @@ class TestAligned:
         sources = [-1, 1, "s"]
         alignment = align_sources(batch["depth"], batch["images"], batch["intrinsics"], sources)
         assert alignment.pose.shape == (1, 2, 4, 4) and alignment.is_known.all()
-        prediction = Prediction(poses=torch.eye(4).repeat(1, 3, 1, 1), alignment=alignment)
-        prediction.poses[:, 2] = batch["stereo_pose"]
-        poses = aligned_poses(prediction, batch["depth"], sources).poses
+        poses = torch.eye(4).repeat(1, 3, 1, 1)
+        poses[:, 2] = batch["stereo_pose"]
+        poses = aligned_poses(alignment, batch["depth"], poses, sources)
         assert torch.equal(poses[:, 2], batch["stereo_pose"])
         assert (poses[0, :2] - true_poses(drive)).abs().max() < 0.03
 
     def test_translations_follow_the_scale_of_depth_and_nothing_else(self, batch: dict[str, Tensor]) -> None:
         depth = batch["depth"].clone().requires_grad_()
         alignment = align_sources(depth, batch["images"], batch["intrinsics"], [-1, 1, "s"])
-        poses = torch.eye(4).repeat(1, 3, 1, 1)
-        poses = aligned_poses(Prediction(poses=poses, alignment=alignment), depth, [-1, 1, "s"]).poses
-        (gradient,) = torch.autograd.grad(poses[0, 0, 2, 3], depth)
+        poses = aligned_poses(alignment, depth, torch.eye(4).repeat(1, 3, 1, 1), [-1, 1, "s"])
+        (gradient,) = torch.autograd.grad(poses[0, 0, 2, 3], depth, retain_graph=True)
         # Of the first degree: the derivative by a common factor is the value itself, and every pixel has a part of it.
         assert (gradient * depth).sum().item() == pytest.approx(poses[0, 0, 2, 3].item(), rel=1e-4)
         assert (gradient * depth).std() < 1e-6

@@ -174,12 +174,15 @@ class FeatDepth(nn.Module, Pretrained):
 
     def aligned(self, prediction: Prediction, batch: dict[str, Tensor]) -> Prediction:
         """`prediction` of a batch (as for `forward`) with its alignment and, without a pose network, motion from it."""
-        from featdepth.models.aligned_motion import align_sources, aligned_poses
+        from featdepth.aligned_motion import align_sources, aligned_poses
 
         depth = self.to_depth(prediction.disparities[0].float())
         intrinsics = batch["intrinsics"] if prediction.intrinsics is None else prediction.intrinsics
-        prediction = prediction._replace(alignment=align_sources(depth, batch["images"], intrinsics, self.frames[1:]))
-        return prediction if self.has_motion else aligned_poses(prediction, depth, self.frames[1:])
+        alignment = align_sources(depth, batch["images"], intrinsics, self.frames[1:])
+        poses = prediction.poses
+        if not self.has_motion:
+            poses = aligned_poses(alignment, depth, poses, self.frames[1:])
+        return prediction._replace(alignment=alignment, poses=poses)
 
     def depth(self, image: Tensor) -> tuple[Tensor, ...]:
         """Disparities in (0, 1), finest first, of images `[B, 3, H, W]` in [0, 1]; H and W multiples of 32."""
