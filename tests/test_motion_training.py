@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import call_program, run_program_process, succeeded
+from run_records import differences, interrupted_copy, read_metrics
 from tiny_models import tiny_batch, tiny_config, tiny_model
 from torch import Tensor
 
+import evaluate
+import train
 from featdepth.aligned_motion import align_sources, aligned_poses, motion_error
 from featdepth.alignment import Alignment
 from featdepth.config import Config
@@ -211,3 +216,48 @@ def test_taught_without_a_weight() -> None:
     config = tiny_config("photometric", [0, 1, "s"])
     config.model.motion, config.loss.alignment = "taught", 0.0
     assert "loss.alignment is 0, which teaches" in problem_of(config)
+
+
+ALIGNED = ("model.motion=aligned",)
+STEPS = ("train.max_steps=4", "train.checkpoint_every=2", "train.keep_checkpoints=9", "train.log_every=1")
+
+
+@pytest.fixture(scope="module")
+def aligned_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps of two batches of two on one process."""
+    directory = tmp_path_factory.mktemp("aligned") / "run"
+    options = [f"run.directory={directory}", *ALIGNED, *STEPS, "train.accumulate=2"]
+    succeeded(call_program(train.main, "--cpu", "--config", config_file, *options))
+    return directory
+
+
+@pytest.mark.long
+class TestRuns:
+    def test_saved_model_has_depth_alone(self, aligned_run: Path) -> None:
+        model = FeatDepth.from_pretrained(aligned_run / "model")
+        assert model.settings.motion == "aligned" and model.scale_source == "stereo baseline" and not model.has_motion
+        assert model.predict_depth(torch.rand(1, 3, 70, 100)).shape == (1, 1, 70, 100)
+
+    def test_it_is_followed_and_scored(self, aligned_run: Path, config_file: Path, tmp_path: Path) -> None:
+        for words in ((), ("--odometry",)):
+            arguments = ["--config", config_file, "--checkpoint", aligned_run / "model", *words]
+            arguments += [f"run.directory={tmp_path}", "data.workers=0"]
+            succeeded(call_program(evaluate.main, "--cpu", *arguments))
+
+    def test_continues_exactly(self, aligned_run: Path, config_file: Path, tmp_path: Path) -> None:
+        directory = interrupted_copy(aligned_run, tmp_path / "run", step=2)
+        options = [f"run.directory={directory}", "--resume", *ALIGNED, *STEPS, "train.accumulate=2"]
+        succeeded(call_program(train.main, "--cpu", "--config", config_file, *options))
+        assert differences(aligned_run, directory) == []
+
+    @pytest.mark.parametrize("motion", ["aligned", "taught"])
+    def test_two_processes_do_what_one_does(self, motion: str, config_file: Path, tmp_path: Path) -> None:
+        losses = []
+        for processes, samples in ((1, 2), (2, 1)):
+            directory = tmp_path / str(processes)
+            options = [f"run.directory={directory}", f"model.motion={motion}", "train.max_steps=2", "train.log_every=1"]
+            options += [f"train.batch_size={samples}", "data.flip=0.0", "data.colour_jitter=0.0", "model.dropout=0.0"]
+            command = ["train.py", "--cpu", "--config", config_file, *options]
+            succeeded(run_program_process(command, processes=processes))
+            losses.append([line["loss"] for line in read_metrics(directory) if line["split"] == "train"])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
