@@ -36,10 +36,11 @@ def notes(schedule: Schedule, epochs: int, steps_per_epoch: int, max_steps: int 
     return found
 
 
-def learning_rate(step: int, epoch: int, lr: float, schedule: Schedule) -> float:
-    """The rate of optimizer step `step` in `epoch` (both from 0): linear warm-up, then a drop at each milestone.
+def learning_rate(step: int, epoch: float, lr: float, schedule: Schedule) -> float:
+    """The rate of optimizer step `step` after `epoch` epochs, of which it may be in the midst (both from 0).
 
-    Warm-up starts from `warmup_ratio`; the n-th milestone m multiplies the rate by `gamma` from epoch m on.
+    Linear warm-up from `warmup_ratio`, then a drop at each milestone: the n-th, m, multiplies the rate by `gamma` from
+    epoch m on, which may be a fraction.
     """
     rate = lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
     if step < schedule.warmup_steps:

@@ -94,7 +94,8 @@ class Steps:
     def judge(self, norm: Tensor) -> None:
         """Before the optimizer: find out from the gradient norm whether the step counts, and set its learning rate."""
         self.bad = self.bad_steps.judge(norm)
-        self.rate = learning_rate(self.progress.step, self.progress.epoch, self.config.optimizer.lr, self.schedule)
+        epoch = self.progress.epoch + self.progress.batch / self.batches
+        self.rate = learning_rate(self.progress.step, epoch, self.config.optimizer.lr, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
 
