@@ -70,6 +70,16 @@ class Comparison(NamedTuple):
         shifts = self.offsets[:, 0]
         return shifts[np.abs(shifts) > baselines.ENOUGH * self.size[1]]
 
+    @property
+    def ahead(self) -> float:
+        """Share of the shifted points that are farther left in the right picture, as those in front of a pair are."""
+        return float((self.shifts < 0).mean()) if len(self.shifts) else 0.0
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether points lie as a rectified pair shows them."""
+        return self.ahead >= baselines.RIGHT_SIGN and self.rows <= SKEWED
+
     def depths(self, baseline: float) -> np.ndarray:
         """Metres to the points that are shifted."""
         return baseline * self.intrinsics[0, 0] / np.abs(self.shifts)
@@ -95,12 +105,7 @@ def find_rectification(
         by, pose = "estimated from the pictures", estimate_pose(seen, baseline)
         views = views_of(cameras.lenses, pose, height, known_from)
         seen = compare(pairs, views)
-    check_sides(seen)
-    if seen.rows > SKEWED:
-        raise InputError(
-            f"a point's rows in the two pictures differ by {seen.rows:.2f} pixels in the median (rectification: {by}); "
-            "calibrate both cameras together, as they are now, and see that their pictures are taken together"
-        )
+    check_sides(seen, pairs, views)
     depths = seen.depths(baseline)
     check_units(baseline, float(np.median(depths)))
     about = {
@@ -182,19 +187,21 @@ def estimate_pose(seen: Comparison, baseline: float) -> np.ndarray:
     return pose
 
 
-def check_sides(seen: Comparison) -> None:
-    """Raise InputError unless points are farther left in the right picture, as those in front of a pair are."""
-    shifts = seen.shifts
-    if not len(shifts):
-        raise InputError("no point is shifted between the two pictures; are they of two cameras, beside each other?")
-    share = float((shifts < 0).mean())
-    if share <= 1 - baselines.RIGHT_SIGN:
+def check_sides(seen: Comparison, pairs: Sequence[Pictures], views: tuple[View, View]) -> None:
+    """Raise InputError unless points are in the same row, and farther left in the right picture."""
+    if seen.is_pair:
+        return
+    if compare([(right, left) for left, right in pairs], views).is_pair:
         raise InputError(SWAPPED)
-    if share < baselines.RIGHT_SIGN:
+    if seen.ahead < baselines.RIGHT_SIGN:
         raise InputError(
-            f"{share:.0%} of the points are farther left in the right camera's pictures, where all should be; are the "
-            "cameras beside each other, looking ahead, and their pictures taken together?"
+            f"{seen.ahead:.0%} of the points that are shifted are farther left in the right camera's pictures, where "
+            "all should be; are the two cameras beside each other, looking ahead, and their pictures taken together?"
         )
+    raise InputError(
+        f"a point's rows in the two pictures differ by {seen.rows:.2f} pixels in the median; calibrate both cameras "
+        "together, as they are now, and see that their pictures are taken together"
+    )
 
 
 def check_units(baseline: float, depth: float) -> None:
