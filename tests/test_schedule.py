@@ -7,8 +7,8 @@ import math
 import pytest
 
 from featdepth.config import Schedule
-from featdepth.training.conditions import differences
-from featdepth.training.schedule import fitted, learning_rate, notes, window_size
+from featdepth.training.conditions import differences, fitted
+from featdepth.training.steps import learning_rate, notes, window_size
 
 LR = 1e-4
 SAMPLES, BATCH = 240, 4
@@ -45,6 +45,11 @@ def test_the_published_schedule(processes):
 def test_no_warm_up_and_no_milestones():
     schedule = Schedule(warmup_steps=0, milestones=[])
     assert {learning_rate(step, step // 10, LR, schedule) for step in range(100)} == {LR}
+
+
+def test_the_rate_drops_within_an_epoch_where_a_milestone_is_a_fraction():
+    schedule = Schedule(warmup_steps=0, milestones=[1.5], gamma=0.5)
+    assert [learning_rate(step, step / 4, 1.0, schedule) for step in (4, 5, 6, 7)] == [1, 1, 0.5, 0.5]
 
 
 def test_warm_up_longer_than_an_epoch_goes_on_in_optimizer_steps():

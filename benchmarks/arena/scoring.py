@@ -25,10 +25,9 @@ from featdepth.data.dataset import FrameDataset
 from featdepth.data.samples import Sample
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
-from featdepth.kinds import Protocol
+from featdepth.kinds import Protocol, protocol_of
 from featdepth.metrics.breakdown import DETAILS, score_details
 from featdepth.metrics.depth import score_batch
-from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.training.validation import score_prediction
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator
 from itertools import pairwise
 
-from featdepth.config.keys import Config
+from featdepth.config.keys import LAYERS, Config
 from featdepth.config.values import shown
 from featdepth.console import count
 from featdepth.errors import InputError
@@ -21,8 +21,6 @@ LARGEST_SIDE = 16384  # pixels; this and the next two keep absurd numbers from d
 WIDEST_DECODER = 4096  # channels
 MOST_FRAMES = 64
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
-LAYERS = (18, 34, 50, 101)
-
 
 CHOICES = {
     "data.kind": tuple(KINDS),
@@ -280,6 +278,10 @@ def check_model(config: Config, training: bool) -> Problems:
         yield "model.feature_encoder", f"has no use in model.objective {model.objective}; set it to null"
     if model.intrinsics == "learned":
         yield from check_learned_intrinsics(config)
+    if model.encoder is not None:
+        from featdepth.config.encoder_names import check_encoder  # which asks torchvision
+
+        yield from check_encoder(model)
     if model.pretrained == "":
         yield "model.pretrained", "is empty, expected true, false or a weight file"
 

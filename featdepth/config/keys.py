@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LAYERS = (18, 34, 50, 101)  # of the ResNets that are ours
+
 
 @dataclass
 class Run:
@@ -50,7 +52,8 @@ class Data:
 @dataclass
 class Model:
     objective: str = "feature_metric"  # photometric | autoencoder | feature_metric | joint
-    depth_layers: int = 50  # ResNet of the depth network: 18, 34, 50 or 101
+    encoder: str | None = None  # of the depth network: a name of torchvision, or timm:NAME (docs/encoders.md)
+    depth_layers: int | None = None  # the same by a ResNet's layers: 18, 34, 50 or 101; null: 50, where no encoder is
     pose_layers: int = 18  # ResNet of the pose network
     feature_layers: int = 50  # ResNet of the feature autoencoder
     decoder_width: int = 256  # channels of the depth decoder
@@ -66,6 +69,12 @@ class Model:
     max_depth: float = 100.0  # network units
     initial_depth: float | None = None  # network units, of everything before training; null: twice min_depth
     metres_per_unit: float | None = 36.0  # metres in one network unit, where training has some; null: up to scale
+
+    def __post_init__(self) -> None:
+        """Layers are known where depth has one of our ResNets, and only there."""
+        if self.depth_layers is None:
+            named = {f"resnet{layers}": layers for layers in LAYERS}
+            self.depth_layers = 50 if self.encoder is None else named.get(self.encoder)
 
 
 @dataclass
@@ -115,7 +124,7 @@ class Train:
 @dataclass
 class Evaluate:
     protocol: str = "eigen"  # "eigen": raw LiDAR; "eigen_improved": proj_depth/groundtruth; "own": other data sets'
-    crop: str | None = None  # "garg", "cityscapes" or "none"; null: what the field does (featdepth.metrics.protocols)
+    crop: str | None = None  # "garg", "cityscapes" or "none"; null: what the field does (featdepth.kinds)
     cap: float | None = None  # metres: truth beyond it is ignored, predictions are clamped to it; null: as the field
     flip: bool = False  # average with the prediction of the mirrored image
     camera_height: float | None = None  # metres above the ground: scale from it; null: the model's own

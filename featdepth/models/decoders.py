@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featdepth.models.precision import in_float32
 from featdepth.models.recompute import Segmented
 
 POSE_SCALE = 0.01  # the pose network starts near "no motion"
 AUTOENCODER_WIDTHS = (16, 32, 64, 128, 256)  # of levels 1 .. 5
+
+
+def in_float32(convolve: Callable[..., Tensor], features: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """`convolve(features, weight, bias)` with those of `convolution`, in float32 where half precision is used.
+
+    For last layers, which have few channels: in bfloat16 their output, and all that is made of it, has three digits.
+    """
+    with without_autocast(features.device):
+        return convolve(*map(at_least_float32, (features, convolution.weight, convolution.bias)))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Operations on `device` run in the precision of their inputs meanwhile."""
+    # What has no memory has no autocast either.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor`, converted where it has half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def reflected_convolution(input_channels: int, output_channels: int) -> nn.Conv2d:
@@ -98,10 +119,10 @@ class DepthLevel(nn.Module):
 
 
 class DepthDecoder(Segmented):
-    """Disparity at four scales, 1/2 to 1/16 of the image's size, from the encoder's layer1 .. layer4 (Sec. 3.4).
+    """Disparity at four scales, 1/2 to 1/16 of the image's size, from the encoder's last four maps (Sec. 3.4).
 
-    encoder_channels: the encoder's five channel counts; width: channels of the decoder (256 in the paper);
-    dropout: probability for layer3 and layer4 on entry.
+    encoder_channels: of the encoder's maps, of which the last four are at 1/4 to 1/32 of the size;
+    width: channels of the decoder (256 in the paper); dropout: probability for the two deepest of them on entry.
     """
 
     def __init__(self, encoder_channels: list[int], width: int = 256, dropout: float = 0.5) -> None:
@@ -109,7 +130,7 @@ class DepthDecoder(Segmented):
         self.dropout = nn.Dropout(dropout)
         self.levels = nn.ModuleList(
             DepthLevel(
-                encoder_channels[level],
+                encoder_channels[level - 5],
                 reduced=2 * width if level == 4 else width,
                 coarser=0 if level == 4 else width + 1,
                 width=width,
@@ -124,7 +145,8 @@ class DepthDecoder(Segmented):
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, ...]:
         """Disparities `[B, 1, H/2, W/2]` .. `[B, 1, H/16, W/16]` in (0, 1), finest first."""
-        entries = [features[1], features[2], self.dropout(features[3]), self.dropout(features[4])]
+        fine, middle, coarse, coarsest = features[-4:]
+        entries = [fine, middle, self.dropout(coarse), self.dropout(coarsest)]
         disparities: list[Tensor] = []
         coarser = None
         for level, entry in zip(reversed(self.levels), reversed(entries), strict=True):

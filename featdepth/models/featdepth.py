@@ -14,7 +14,7 @@ from torch.nn import functional
 from featdepth.config import Model
 from featdepth.geometry import disparity_to_depth, invert_pose, pose_from_vector, scale_translation
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
-from featdepth.models.encoders import ResNetEncoder, ResNetStem
+from featdepth.models.encoders import IMAGE_DEVIATION, IMAGE_MEAN, ResNetEncoder, ResNetStem
 from featdepth.models.recompute import Segmented
 from featdepth.models.saved.pretrained import Pretrained
 from featdepth.models.saved.provenance import Provenance
@@ -22,9 +22,6 @@ from featdepth.scale import BASELINE, GIVEN, Scale
 
 if TYPE_CHECKING:
     from featdepth.models.learned_intrinsics import LearnedIntrinsics
-
-# What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
-IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
 
 NETWORKS = {
     "photometric": ("depth", "pose"),
@@ -66,7 +63,12 @@ class FeatDepth(nn.Module, Pretrained):
         self.provenance = Provenance()
         networks = NETWORKS[settings.objective]
         if "depth" in networks:
-            self.depth_encoder = ResNetEncoder(settings.depth_layers)
+            if settings.depth_layers is not None:
+                self.depth_encoder = ResNetEncoder(settings.depth_layers)
+            else:
+                from featdepth.models.backbones import make_backbone  # most models need none
+
+                self.depth_encoder = make_backbone(settings.encoder)
             self.depth_decoder = DepthDecoder(self.depth_encoder.channels, settings.decoder_width, settings.dropout)
         if "pose" in networks and self.temporal_sources:
             self.pose_encoder = ResNetEncoder(settings.pose_layers, input_channels=6)
@@ -234,7 +236,7 @@ class FeatDepth(nn.Module, Pretrained):
             return [self.predict_depth(image) for image in images]
         from featdepth.models.inputs import as_given, as_images, in_evaluation_mode
 
-        weight = self.depth_encoder.conv1.weight
+        weight = next(self.depth_encoder.parameters())
         with in_evaluation_mode(self):
             disparity = self.predict_disparity(as_images(images, weight.device, weight.dtype))
         return as_given(self.metres * self.to_depth(disparity), images)

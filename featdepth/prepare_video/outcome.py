@@ -10,7 +10,7 @@ from typing import Any
 from featdepth.config import Model
 from featdepth.config.values import override
 from featdepth.console import command, count
-from featdepth.data.shape import fitting_size
+from featdepth.data.notes import fitting_size
 from featdepth.errors import InputError
 from featdepth.prepare_video import record
 from featdepth.prepare_video.frame_choice import KEPT

@@ -11,9 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import read_json
-from featdepth.kinds import LICENCES
+from featdepth.kinds import LICENCES, describe_protocol
 from featdepth.metrics.depth import METRICS
-from featdepth.metrics.protocols import describe_protocol
 from featdepth.models.saved.provenance import Provenance
 from featdepth.models.saved.storage import LIBRARY, TAGS
 from featdepth.scale import describe_scale
@@ -108,7 +107,7 @@ def model_lines(content: dict, parameters: int, scale_source: str | None) -> str
         lines += [
             f"- depth: {describe_scale(scale_source)}"
             + ("" if scale_source else "; nothing in its training knew how long a metre is"),
-            f"- networks: depth ResNet-{model['depth_layers']}, motion ResNet-{model['pose_layers']}",
+            f"- networks: depth {depth_network(model)}, motion ResNet-{model['pose_layers']}",
         ]
     lines += [
         f"- {parameters:,} parameters",
@@ -116,6 +115,12 @@ def model_lines(content: dict, parameters: int, scale_source: str | None) -> str
         f"- frames in training: {code(data['frames'])}",
     ]
     return "\n".join(lines)
+
+
+def depth_network(model: dict) -> str:
+    """The encoder of the depth network, in words."""
+    layers = model.get("depth_layers")
+    return code(model.get("encoder")) if layers is None else f"ResNet-{layers}"
 
 
 def data_lines(record: Provenance, kinds: list[str]) -> str:
