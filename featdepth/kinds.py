@@ -94,7 +94,9 @@ KINDS = {  # by their names in `data.kind`
         {"own": Protocol("nyu", 10.0, 10.0)},
         ("official",),
     ),
-    "video": Kind("featdepth.data.sets.video:Video", Licence("video of its makers", "up to them"), STREET),
+    "video": Kind(
+        "featdepth.data.sets.video:Video", Licence("video of its makers", "up to them"), STREET, has_stereo=True
+    ),
 }
 LICENCES = {name: kind.licence for name, kind in KINDS.items()}
 # In the layout of KITTI raw, and told from it by its days.

@@ -54,6 +54,7 @@ class Model:
     objective: str = "feature_metric"  # photometric | autoencoder | feature_metric | joint
     encoder: str | None = None  # of the depth network: a name of torchvision, or timm:NAME (docs/encoders.md)
     depth_layers: int | None = None  # the same by a ResNet's layers: 18, 34, 50 or 101; null: 50, where no encoder is
+    motion: str = "network"  # between frames: network, aligned (computed, no pose network) or taught (network, by that)
     pose_layers: int = 18  # ResNet of the pose network
     feature_layers: int = 50  # ResNet of the feature autoencoder
     decoder_width: int = 256  # channels of the depth decoder
@@ -87,6 +88,7 @@ class Loss:
     feature_metric: float = 1e-3  # weight of the feature-metric term
     discriminative: float = 1e-3  # weight that rewards first-order gradients of the features
     convergent: float = 1e-3  # weight that penalises second-order gradients of the features
+    alignment: float = 0.1  # weight of the distance between pose network and alignment where model.motion is taught
     velocity: float = 0.0  # weight of the relative error of the distance that the camera moved; 0: distances not used
 
 
