@@ -589,6 +589,7 @@ class TestSlurm:
         environment = program_environment() | {"PATH": path} | slurm | variables
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
 
+    @pytest.mark.long  # two launchers, each with a process
     def test_a_launcher_on_each_machine(self, config_file: Path, run_directory: Path, tmp_path: Path) -> None:
         """Two machines with one process each train to the same weights as one machine with two."""
         srun = 'shift; for id in 0 1; do SLURM_NODEID=$id "$@" & done; wait -n; wait -n'

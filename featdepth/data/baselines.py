@@ -10,7 +10,7 @@ from torch import Tensor
 from featdepth.errors import InputError
 
 SHORTEST, LONGEST = 0.001, 10.0  # metres: what is called a pair, from endoscopes to masts
-USUAL = (0.02, 1.0)  # metres
+USUAL_BASELINE = (0.02, 1.0)  # metres
 OFF_AXIS = 0.1  # of the baseline, y and z: cameras are mounted askew by less, and rectification leaves none
 TURNED = 0.02  # radians against each other
 UNITS = {"millimetres": 1000.0, "centimetres": 100.0}  # by how many of them make a metre
@@ -57,7 +57,7 @@ def check_baselines(root: str, poses: Mapping[Hashable, Tensor]) -> None:
 
 def likely_units(length: float) -> list[str]:
     """In which units a baseline that was taken for `length` metres would be a usual one."""
-    return [unit for unit, count in UNITS.items() if USUAL[0] <= length / count <= USUAL[1]]
+    return [unit for unit, count in UNITS.items() if USUAL_BASELINE[0] <= length / count <= USUAL_BASELINE[1]]
 
 
 def name_of(camera: object) -> str:
