@@ -23,7 +23,6 @@ from accelerate.utils import set_seed
 from featdepth.config import load_config, parse_arguments, to_dict
 from featdepth.console import Display
 from featdepth.data import augment, build_dataset, leaked_drives
-from featdepth.data.baselines import check_baselines
 from featdepth.data.splits import is_transductive
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.saved.provenance import describe_check
@@ -33,9 +32,7 @@ from featdepth.parallel.loaders import check_loaders, make_loader
 from featdepth.parallel.processes import on_main_process
 from featdepth.training.checkpoint import Progress, resume, save_checkpoint
 from featdepth.training.conditions import conditions_of, configuration_digest
-from featdepth.training.header import print_header
-from featdepth.training.journal import Journal, MetricsFile, flat_config
-from featdepth.training.panels import draw_panel
+from featdepth.training.journal import Journal, MetricsFile, flat_config, print_header
 from featdepth.training.run_directory import RunDirectory
 from featdepth.training.signals import Asked, Requests
 from featdepth.training.steps import Steps
@@ -52,7 +49,7 @@ def main() -> None:
     # Data: the batch size is per process; an epoch leaves out an incomplete last batch, validation leaves out nothing.
     train_data, validation_data = build_dataset(config, "train"), build_dataset(config, "validation")
     for member in train_data.members:
-        check_baselines(member.config.root, member.stereo_poses)
+        member.check_baselines()
     contaminated = leaked_drives(config, train_data.recordings())
     pinned = accelerator.device.type == "cuda"
     train_loader = make_loader(train_data, config, shuffle=True, pinned=pinned)
@@ -122,6 +119,8 @@ def main() -> None:
         bare.provenance.add_validation({"epoch": progress.epoch, "step": progress.step, **result})
 
         def write() -> None:
+            from featdepth.training.panels import draw_panel  # one process draws, and what there is to show
+
             journal.write("validation", progress, result)
             if (warning := bare.camera_warning()) is not None:
                 journal.say(f"note: {warning}")

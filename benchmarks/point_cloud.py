@@ -32,8 +32,8 @@ from featdepth.data.street.rays import camera_rays, cast
 from featdepth.data.synthetic import INTERVAL, LARGEST_RECORD, RECORD, Drive, Street, drive_parts, render_frame
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_bytes
+from featdepth.kinds import protocol_of
 from featdepth.metrics.depth import depth_errors, evaluation_mask
-from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.predict.fusion import DepthView, fuse
 from featdepth.predict.point_cloud import VERTEX, depth_to_points, write_ply

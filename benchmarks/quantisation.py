@@ -34,8 +34,8 @@ from featdepth.export.__main__ import (
     save_onnx,
 )
 from featdepth.export.quantise import KEPT_FLOAT, load_calibration, quantise
+from featdepth.kinds import protocol_of
 from featdepth.metrics.depth import METRICS, mean_scores, score_batch
-from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.parallel.host import keep_freed_memory
 

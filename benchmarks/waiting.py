@@ -23,7 +23,7 @@ from featdepth.data import augment
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.training.bad_steps import BadSteps
-from featdepth.training.journal import IntervalLog
+from featdepth.training.steps import IntervalLog
 
 WARM_UP = 2  # batches in which libraries may set themselves up
 # Where train.py may wait: what it logs, checks, saves and validates between two steps.

@@ -6,9 +6,13 @@ A new one is an entry here and a module with its class, a `featdepth.data.datase
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from featdepth.errors import InputError
+
+if TYPE_CHECKING:
+    from featdepth.config.keys import Config
 
 CITYSCAPES_CUT = [0.0, 0.25, 0.0, 0.0]  # the `data.crop` that the crop of Cityscapes is measured in
 
@@ -97,3 +101,25 @@ def dataset_class(name: str) -> type:
         raise InputError(f"data.kind: {name!r} is unknown; there are {', '.join(KINDS)}")
     module, reader = KINDS[name].reader.split(":")
     return getattr(importlib.import_module(module), reader)
+
+
+def protocol_of(config: Config) -> Protocol:
+    """What the configuration's predictions are scored by: its protocol's own, but for what `evaluate` sets."""
+    evaluate, data = config.evaluate, config.data
+    crop, cap, clamp = KINDS[data.kind].protocols[evaluate.protocol]
+    if crop == "cityscapes" and data.crop != CITYSCAPES_CUT:
+        crop = "none"  # it is made for images without their lower quarter
+    if evaluate.crop is not None:
+        crop = evaluate.crop
+    if evaluate.cap is not None:
+        cap = clamp = evaluate.cap
+    return Protocol(crop, cap, clamp)
+
+
+def describe_protocol(values: Mapping) -> str:
+    """`crop`, `cap` and `clamp` (metres, None: there is none) in words, as in "crop garg, cap 80 m"."""
+    crop, cap, clamp = f"crop {values['crop']}", values["cap"], values.get("clamp", values["cap"])
+    if cap == clamp:
+        return f"{crop}, cap {cap:g} m"
+    truth = "no cap" if cap is None else f"cap {cap:g} m"
+    return f"{crop}, {truth} of the truth, predictions up to {clamp:g} m"

@@ -26,7 +26,7 @@ from featdepth.data.synthetic import write_street
 from featdepth.errors import run_program
 
 REPOSITORY = Path(__file__).parents[1]
-SMALL_NETWORKS = REPOSITORY / "tests" / "small_networks"
+SMALL_NETWORKS = REPOSITORY / "tests" / "support" / "small_networks"
 TWO_PROCESSES = REPOSITORY / "configs" / "accelerate" / "two_cpu.yaml"
 PYTHONPATH = os.pathsep.join(map(str, (REPOSITORY, SMALL_NETWORKS)))
 TIME_LIMIT = 300  # seconds for one program

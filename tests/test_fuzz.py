@@ -42,7 +42,8 @@ from featdepth.models import FeatDepth
 from featdepth.models.saved.storage import read_model_directory
 from featdepth.models.saved.torch_files import read_torch_file
 from featdepth.training.checkpoint import MANIFEST, Progress, digest, resume, save_checkpoint
-from featdepth.training.journal import IntervalLog, MetricsFile
+from featdepth.training.journal import MetricsFile
+from featdepth.training.steps import IntervalLog
 
 LONGEST = 20  # seconds for one reading
 DRIVE = drive_name(1)

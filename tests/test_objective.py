@@ -18,7 +18,7 @@ from featdepth.data import augment
 from featdepth.models import FeatDepth, Prediction
 from featdepth.objective import compute_losses, compute_terms, explain_photometric
 from featdepth.training.bad_steps import BadSteps, spoil_gradient
-from featdepth.training.journal import IntervalLog
+from featdepth.training.steps import IntervalLog
 
 TERMS = {
     "photometric": {"photometric", "smoothness"},

@@ -271,7 +271,7 @@ class TestMotionByAlignment:
         config_file, out = street_copy.parent / "tiny.yaml", tmp_path / "out"
         spoil(street_copy, 3)
         words = ["--odometry", "--config", config_file, "--checkpoint", stereo_checkpoint, "--cpu"]
-        program = [REPOSITORY / "tests" / "road_evaluate.py", *words, "--out", tmp_path / "two"]
+        program = [REPOSITORY / "tests" / "support" / "road_evaluate.py", *words, "--out", tmp_path / "two"]
         two_processes = succeeded(run_program_process(program, processes=2)).out
         monkeypatch.setattr(FeatDepth, "predict_disparity", road_disparity)
         printed = succeeded(evaluate_here(config_file, stereo_checkpoint, out)).out

@@ -10,8 +10,7 @@ from conftest import call_program, succeeded
 import evaluate
 from featdepth.config import Config, Data, Evaluate, load_config
 from featdepth.errors import InputError
-from featdepth.kinds import CITYSCAPES_CUT, KINDS, Protocol
-from featdepth.metrics.protocols import describe_protocol, protocol_of
+from featdepth.kinds import CITYSCAPES_CUT, KINDS, Protocol, describe_protocol, protocol_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIELD = {

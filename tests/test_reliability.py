@@ -47,7 +47,7 @@ from featdepth.training.checkpoint import (
     write_manifest,
 )
 
-FAULTY = REPOSITORY / "tests" / "faulty_train.py"
+FAULTY = REPOSITORY / "tests" / "support" / "faulty_train.py"
 GRACE = 30  # seconds that a scheduler gives a job to save itself
 MARKER = "code was run"
 NAMESPACES = {"featdepth_a": ("veth_a", "10.77.0.1"), "featdepth_b": ("veth_b", "10.77.0.2")}  # device, address

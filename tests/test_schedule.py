@@ -7,8 +7,8 @@ import math
 import pytest
 
 from featdepth.config import Schedule
-from featdepth.training.conditions import differences
-from featdepth.training.schedule import fitted, learning_rate, notes, window_size
+from featdepth.training.conditions import differences, fitted
+from featdepth.training.steps import learning_rate, notes, window_size
 
 LR = 1e-4
 SAMPLES, BATCH = 240, 4

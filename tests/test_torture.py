@@ -1,4 +1,4 @@
-"""A short round of the torture test: `python tests/torture.py --kills 40` is the long one."""
+"""A short round of the torture test: `python tests/support/torture.py --kills 40` is the long one."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from tiny_models import HEIGHT, WIDTH, tiny_batch, tiny_config, tiny_model
 
 from featdepth.drawing import DEPTH_COLOURS, colour, colour_disparity, picture, save_picture
 from featdepth.errors import InputError
-from featdepth.training.journal import IntervalLog, MetricsFile, log_line
+from featdepth.training.journal import MetricsFile, log_line
 from featdepth.training.panels import panel
+from featdepth.training.steps import IntervalLog
 
 
 def lines(path) -> list[dict]:
@@ -121,7 +122,7 @@ def test_an_interval_starts_afresh_after_it_was_closed():
 
 def test_the_time_spent_waiting_for_data_is_a_share_of_the_interval(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("featdepth.training.journal.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("featdepth.training.steps.time.perf_counter", lambda: now[0])
     log = IntervalLog(Accelerator(cpu=True))
     now[0] += 8.0
     add(log, [1.0, 1.0], [0.0, 0.0], waited=1.5)

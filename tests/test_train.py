@@ -277,7 +277,7 @@ from accelerate.utils import gather_object
 from featdepth.config import load_config
 from featdepth.data import build_dataset
 from featdepth.parallel.accelerator import make_accelerator
-from featdepth.training.journal import IntervalLog
+from featdepth.training.steps import IntervalLog
 from featdepth.parallel.processes import gather_values
 from featdepth.parallel.loaders import make_loader
 

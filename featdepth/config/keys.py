@@ -92,7 +92,7 @@ class Optimizer:
 class Schedule:
     warmup_steps: int = 500  # optimizer steps of linear warm-up
     warmup_ratio: float = 0.3333  # first learning rate as a part of the full one
-    milestones: list[int] = field(default_factory=lambda: [20, 30])  # epochs after which the rate drops
+    milestones: list[int | float] = field(default_factory=lambda: [20, 30])  # epochs after which the rate drops
     gamma: float = 0.5  # factor at each milestone
 
 
@@ -115,7 +115,7 @@ class Train:
 @dataclass
 class Evaluate:
     protocol: str = "eigen"  # "eigen": raw LiDAR; "eigen_improved": proj_depth/groundtruth; "own": other data sets'
-    crop: str | None = None  # "garg", "cityscapes" or "none"; null: what the field does (featdepth.metrics.protocols)
+    crop: str | None = None  # "garg", "cityscapes" or "none"; null: what the field does (featdepth.kinds)
     cap: float | None = None  # metres: truth beyond it is ignored, predictions are clamped to it; null: as the field
     flip: bool = False  # average with the prediction of the mirrored image
     camera_height: float | None = None  # metres above the ground: scale from it; null: the model's own

@@ -23,6 +23,11 @@ from featdepth.config.values import Dumper, convert, describe, parse_yaml, shown
 from featdepth.errors import InputError
 from featdepth.files import read_text, write_text
 
+# Keys of the data section that are the mixing configuration's for all of its data sets.
+SHARED_KEYS = (
+    *("frames", "height", "width", "flip", "colour_jitter"),
+    *("workers", "cache", "cache_gb", "skip_bad_frames", "allow_leakage", "drive_balance"),
+)
 LARGEST_CONFIG = 1 << 16  # bytes; a configuration has 4 kB, and YAML takes a second for ten times as much
 
 SECTIONS: dict[str, type] = get_type_hints(Config)
@@ -67,6 +72,20 @@ def load_config(
     config = build(values | overridden)
     check_config(config, source, check_files, training, overridden)
     return config
+
+
+def mixed_configs(config: Config) -> list[Config]:
+    """`config` for each of the data sets of `data.mix`. Raises InputError, naming the file."""
+    configs = []
+    for path in config.data.mix:
+        other = load_config(path, training=False)
+        if other.data.mix:
+            raise InputError(f"data.mix: {path} mixes data sets itself; name each of them here")
+        data = dataclasses.replace(other.data, **{key: getattr(config.data, key) for key in SHARED_KEYS})
+        mixed = dataclasses.replace(config, data=data, evaluate=other.evaluate)
+        check_config(mixed, f"data.mix: {path}, with the frames and sizes of this configuration", training=False)
+        configs.append(mixed)
+    return configs
 
 
 def from_dict(values: Mapping[str, Any], source: str) -> Config:

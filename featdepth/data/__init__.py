@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from featdepth.console import count
 from featdepth.data.augment import augment
 from featdepth.data.dataset import FrameDataset
-from featdepth.data.mix import MixedDataset, leaked_drives, mix
-from featdepth.data.splits import check_leakage
+from featdepth.data.splits import check_leakage, leaked_drives
 from featdepth.errors import InputError
 from featdepth.kinds import dataset_class
 
 if TYPE_CHECKING:
     from featdepth.config import Config
+    from featdepth.data.mix import MixedDataset
 
 __all__ = ["augment", "build_dataset", "check_leakage", "leaked_drives"]
 
@@ -41,6 +41,8 @@ def build_dataset(
         check_leakage(config)
     dataset = dataset_class(config.data.kind)(config, part, with_depth, frames, require_depth)
     if part == "train" and frames is None and (config.data.mix or config.data.drive_balance):
+        from featdepth.data.mix import mix  # most runs have one data set, and its drives as often as they come
+
         dataset = mix(config, dataset)
     if part == "train" and frames is None and config.loss.velocity > 0 and dataset.known_distances == 0:
         raise InputError(

@@ -12,11 +12,9 @@ from torch.utils.data import Dataset
 
 from featdepth.config.keys import Config
 from featdepth.console import count, first_names
-from featdepth.data.baselines import check_stereo_pose
 from featdepth.data.footage import Footage
 from featdepth.data.images import Window, crop_window, load_image, load_mask, load_recent_image
 from featdepth.data.samples import STEREO, Sample, list_file, read_list
-from featdepth.data.selection import count_unknown, moving_samples
 from featdepth.errors import InputError
 from featdepth.geometry import crop_intrinsics, resize_intrinsics
 
@@ -111,7 +109,12 @@ class FrameDataset(Footage, Dataset):
                 f"{part}: none of {count(len(listed), 'sample')} has all of its frames {self.frames} below "
                 f"{self.config.root}; the first is {listed[0]}; download what is missing or change data.frames"
             )
-        moving = complete if part == "test" else moving_samples(self, complete)
+        moving, self.unknown_motion = complete, 0
+        if part != "test" and (self.config.min_distance is not None or self.config.min_motion is not None):
+            from featdepth.data.selection import count_unknown, moving_samples  # most runs take all there are
+
+            moving = moving_samples(self, complete)
+            self.unknown_motion = count_unknown(self, moving)
         self.samples = [sample for sample in moving if self.depth_path(sample)] if require_depth else moving
         if not self.samples:
             raise NoGroundTruth(
@@ -119,7 +122,6 @@ class FrameDataset(Footage, Dataset):
             )
         self.left_out = len(listed) - len(complete)
         self.static = len(complete) - len(moving)
-        self.unknown_motion = 0 if part == "test" else count_unknown(self, moving)
         self.without_depth = len(moving) - len(self.samples)
 
     def prepare_cameras(self) -> None:
@@ -138,9 +140,18 @@ class FrameDataset(Footage, Dataset):
             self.windows[camera] = crop_window(size, self.config.crop)
             self.intrinsics[camera] = self.scaled_intrinsics(intrinsics, size, self.windows[camera])
             if stereo_pose is not None:
+                from featdepth.data.baselines import check_stereo_pose
+
                 check_stereo_pose(f"{self.config.root}, {sample.drive}", stereo_pose, sample.side)
                 self.stereo_poses[camera] = torch.from_numpy(stereo_pose).float()
         self.depth_size = tuple(map(max, zip(*map(self.shown_size, self.native_sizes), strict=True)))
+
+    def check_baselines(self) -> None:
+        """Raise InputError for a stereo baseline that no pair has, which is no metres."""
+        if self.stereo_poses:
+            from featdepth.data.baselines import check_baselines
+
+            check_baselines(self.config.root, self.stereo_poses)
 
     def start_intrinsics(self) -> dict[str, Tensor]:
         """What learned intrinsics start from, in pixels at training size: `[3, 3]` by `camera_name`, sorted."""

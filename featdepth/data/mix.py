@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,36 +21,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from featdepth.config import Config, load_config
-from featdepth.config.checks import check_config
+from featdepth.config import Config
+from featdepth.config.reading import mixed_configs
 from featdepth.console import count
-from featdepth.data.splits import check_leakage, frame_range, is_among, leaks, part_drives
+from featdepth.data.splits import check_leakage, held_out_again
 from featdepth.errors import InputError
 from featdepth.kinds import dataset_class
 
 if TYPE_CHECKING:
     from featdepth.data.dataset import FrameDataset
 
-# Keys of the data section that are the mixing configuration's for all of its data sets.
-SHARED_KEYS = (
-    *("frames", "height", "width", "flip", "colour_jitter"),
-    *("workers", "cache", "cache_gb", "skip_bad_frames", "allow_leakage", "drive_balance"),
-)
 ORDER = 1  # tells the random numbers of the order from those of a sample's augmentation
-
-
-def mixed_configs(config: Config) -> list[Config]:
-    """`config` for each of the data sets of `data.mix`. Raises InputError, naming the file."""
-    configs = []
-    for path in config.data.mix:
-        other = load_config(path, training=False)
-        if other.data.mix:
-            raise InputError(f"data.mix: {path} mixes data sets itself; name each of them here")
-        data = replace(other.data, **{key: getattr(config.data, key) for key in SHARED_KEYS})
-        mixed = replace(config, data=data, evaluate=other.evaluate)
-        check_config(mixed, f"data.mix: {path}, with the frames and sizes of this configuration", training=False)
-        configs.append(mixed)
-    return configs
 
 
 def mix(config: Config, own: FrameDataset) -> MixedDataset:
@@ -76,21 +56,6 @@ def mix(config: Config, own: FrameDataset) -> MixedDataset:
             )
         members.append(member)
     return MixedDataset(members, config.data.mix_weights, config.data.drive_balance, config.train.seed)
-
-
-def held_out_again(recordings: Sequence[str], config: Config) -> list[str]:
-    """Those of the `recordings` whose drives the validation or test part of `config` has, as far as names tell."""
-    held_out = {*part_drives(config, "validation"), *part_drives(config, "test")}
-    return sorted(name for name in recordings if is_among(frame_range(name)[0], held_out))
-
-
-def leaked_drives(config: Config, recordings: Sequence[str] = ()) -> list[str]:
-    """Names of the drives that more than one of training, validation and test have, sorted; empty for a clean split.
-
-    recordings: of the training data, with those of `data.mix`.
-    """
-    shared = [drives for each in (config, *mixed_configs(config)) for drives in leaks(each).values()]
-    return sorted({*chain(*shared), *held_out_again(recordings, config)})
 
 
 class MixedDataset(Dataset):

@@ -23,10 +23,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from featdepth.config import Config, load_config, parse_arguments
+from featdepth.config.reading import mixed_configs
 from featdepth.console import Display, count
 from featdepth.data import build_dataset
 from featdepth.data.dataset import SKIPPING_ADVICE, FrameDataset
-from featdepth.data.mix import mixed_configs
 from featdepth.data.motion_record import MotionRecord, Pair
 from featdepth.data.selection import pairs_of, smallest_distance, smallest_motion
 from featdepth.errors import InputError, run_program

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
+from featdepth.config.checks import SMALLEST_SIDE, STRIDE
 from featdepth.console import count
 from featdepth.data.dataset import FrameDataset
-from featdepth.data.mix import MixedDataset
 from featdepth.data.samples import Sample
-from featdepth.data.shape import fitting_size, squeezed
+
+if TYPE_CHECKING:
+    from featdepth.data.mix import MixedDataset
 
 MOST_SQUEEZED = 1.25  # ratio of two aspect ratios: beyond it pictures are noticeably squeezed
 
@@ -90,3 +94,19 @@ def shape_note(data: FrameDataset | MixedDataset, size: tuple[int, int]) -> str 
         f"images of {worst[1]} x {worst[0]} pixels are squeezed by a factor of {squeezed(worst, size):.2f} to "
         f"{size[1]} x {size[0]}; data.height={height} data.width={width} would keep their shape"
     )
+
+
+def squeezed(size: tuple[int, int], other: tuple[int, int]) -> float:
+    """By how much, at least 1, resizing from one size (height, width) to another changes the aspect ratio."""
+    ratio = (size[1] / size[0]) / (other[1] / other[0])
+    return max(ratio, 1 / ratio)
+
+
+def fitting_size(size: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """Height and width in multiples of 32 with the shape of `size` (height, width) and about as many `pixels`."""
+
+    def misfit(height: int, width: int) -> float:
+        return math.log(squeezed(size, (height, width))) + abs(math.log(height * width / pixels)) / 2
+
+    sides = range(SMALLEST_SIDE, max(SMALLEST_SIDE + 1, 4 * math.isqrt(pixels)), STRIDE)
+    return min(((height, width) for height in sides for width in sides), key=lambda each: misfit(*each))

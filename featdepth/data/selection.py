@@ -56,7 +56,7 @@ def read_record(footage: Footage) -> MotionRecord:
 def count_unknown(footage: Footage, samples: list[Sample]) -> int:
     """How many of the `samples` no rule can judge, for a distance or a motion that it needs is not known."""
     data = footage.config
-    if not neighbours(footage) or (data.min_distance is None and data.min_motion is None):
+    if not neighbours(footage):
         return 0
     record = None if data.min_motion is None else read_record(footage)
     return sum(

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from itertools import combinations
+from itertools import chain, combinations
 
 from featdepth.config.keys import Config
+from featdepth.config.reading import mixed_configs
 from featdepth.console import first_names
 from featdepth.data.samples import LIST_FILES, list_file, read_list
 from featdepth.errors import InputError
@@ -69,6 +70,21 @@ def check_leakage(config: Config) -> list[str]:
             "all results as contaminated"
         )
     return sorted({drive for drives in found.values() for drive in drives})
+
+
+def held_out_again(recordings: Sequence[str], config: Config) -> list[str]:
+    """Those of the `recordings` whose drives the validation or test part of `config` has, as far as names tell."""
+    held_out = {*part_drives(config, "validation"), *part_drives(config, "test")}
+    return sorted(name for name in recordings if is_among(frame_range(name)[0], held_out))
+
+
+def leaked_drives(config: Config, recordings: Sequence[str] = ()) -> list[str]:
+    """Names of the drives that more than one of training, validation and test have, sorted; empty for a clean split.
+
+    recordings: of the training data, with those of `data.mix`.
+    """
+    shared = [drives for each in (config, *mixed_configs(config)) for drives in leaks(each).values()]
+    return sorted({*chain(*shared), *held_out_again(recordings, config)})
 
 
 def source_name(config: Config, part: str) -> str:

@@ -20,9 +20,9 @@ from featdepth.evaluation.cards.document import LOSS_MEANING
 from featdepth.evaluation.cards.write_card import write_card
 from featdepth.evaluation.scoring import Scores
 from featdepth.files import write_text
+from featdepth.kinds import describe_protocol, protocol_of
 from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS, mean_scores
-from featdepth.metrics.protocols import describe_protocol, protocol_of
 from featdepth.scale import CAMERA_HEIGHT
 
 TITLES = {  # of the predictors

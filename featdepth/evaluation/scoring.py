@@ -21,10 +21,10 @@ from featdepth.data.samples import Sample
 from featdepth.errors import InputError
 from featdepth.evaluation.refinement import evaluate_refinement
 from featdepth.evaluation.subject import Subject
+from featdepth.kinds import protocol_of
 from featdepth.metrics.breakdown import score_details
 from featdepth.metrics.camera_height import ground_height
 from featdepth.metrics.depth import DepthScores, median, score_batch
-from featdepth.metrics.protocols import protocol_of
 from featdepth.metrics.trivial import BINS, GRID, depth_histogram, median_depth
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses

@@ -90,6 +90,29 @@ def paired_interval(
     return mean_interval(values_a - values_b, groups, level, drop_missing)
 
 
+def crossed_interval(
+    values: Sequence[float] | np.ndarray, drives: Sequence[str], runs: Sequence[str], level: float = 0.95
+) -> Interval:
+    """As `mean_interval`, where those of a drive resemble each other, and those of a training run too.
+
+    drives, runs: of each of the values `[N]`. The variance is that over drives plus that over runs minus that over what
+    both have in common (Cameron, Gelbach and Miller, 2011), and no less than either of the former; the degrees of
+    freedom are the fewer. Low and high are NaN with fewer than two drives or runs.
+    """
+    over_drives, over_runs = (mean_interval(values, groups, level) for groups in (drives, runs))
+    if over_drives.reason is not None:
+        return over_drives
+    if over_runs.reason is not None:
+        return over_runs._replace(reason="an interval over drives and runs needs at least 2 runs, not 1")
+    common = mean_interval(values, [f"{drive}\0{run}" for drive, run in zip(drives, runs, strict=True)], level)
+    ways = over_drives, over_runs, common
+    variances = [((way.high - way.mean) / t_quantile((1 + level) / 2, way.degrees)) ** 2 for way in ways]
+    variance = max(*variances[:2], variances[0] + variances[1] - variances[2])
+    degrees = min(over_drives.degrees, over_runs.degrees)
+    reach = t_quantile((1 + level) / 2, degrees) * math.sqrt(variance)
+    return over_drives._replace(low=over_drives.mean - reach, high=over_drives.mean + reach, degrees=degrees)
+
+
 def drive_sums(values: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, float]:
     """Images `[G]` of each drive, the sums of their residuals `[G]`, and the mean. Each image a drive for None."""
     if len(values) == 0:

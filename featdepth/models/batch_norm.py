@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from featdepth.models.precision import at_least_float32
+from featdepth.models.decoders import at_least_float32
 
 BATCH_AND_PLACE = (0, 2, 3)  # all dimensions of `[B, C, H, W]` but the channels
 

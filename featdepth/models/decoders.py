@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featdepth.models.precision import in_float32
 from featdepth.models.recompute import Segmented
 
 POSE_SCALE = 0.01  # the pose network starts near "no motion"
 AUTOENCODER_WIDTHS = (16, 32, 64, 128, 256)  # of levels 1 .. 5
+
+
+def in_float32(convolve: Callable[..., Tensor], features: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """`convolve(features, weight, bias)` with those of `convolution`, in float32 where half precision is used.
+
+    For last layers, which have few channels: in bfloat16 their output, and all that is made of it, has three digits.
+    """
+    with without_autocast(features.device):
+        return convolve(*map(at_least_float32, (features, convolution.weight, convolution.bias)))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Operations on `device` run in the precision of their inputs meanwhile."""
+    # What has no memory has no autocast either.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor`, converted where it has half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def reflected_convolution(input_channels: int, output_channels: int) -> nn.Conv2d:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +20,12 @@ from torch.utils.data import DataLoader
 
 from featdepth.config import Config
 from featdepth.console import count
-from featdepth.data.dataset import FrameDataset
-from featdepth.data.mix import MixedDataset
 from featdepth.errors import InputError
 from featdepth.parallel.processes import on_all_processes
+
+if TYPE_CHECKING:
+    from featdepth.data.dataset import FrameDataset
+    from featdepth.data.mix import MixedDataset
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCHED = 2  # batches that each loader process has ready, as torch has it by default

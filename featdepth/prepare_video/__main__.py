@@ -36,7 +36,7 @@ from featdepth.config.values import override
 from featdepth.console import command, count, watched
 from featdepth.data.films import Picture, read_pictures, video_reader
 from featdepth.data.listing import list_images
-from featdepth.data.shape import fitting_size
+from featdepth.data.notes import fitting_size
 from featdepth.errors import InputError, run_program
 from featdepth.files import read_bytes
 from featdepth.parallel.host import one_thread

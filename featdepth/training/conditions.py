@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -10,12 +11,11 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
-from featdepth.config import Config, to_dict
+from featdepth.config import Config, Schedule, to_dict
+from featdepth.config.reading import SHARED_KEYS, mixed_configs
 from featdepth.config.values import shown
-from featdepth.data.mix import SHARED_KEYS, mixed_configs
 from featdepth.models.saved.provenance import versions
 from featdepth.parallel.accelerator import compilation
-from featdepth.training.schedule import fitted
 
 # What may change freely: it has no part in the values that the run computes. Lists of samples are compared by content.
 FREE = {
@@ -60,6 +60,7 @@ MEANINGS = (  # the first prefix counts
     ("optimizer.", "other steps from here on"),
     ("schedule.", "other learning rates from here on"),
 )
+SHORTEST_RUN = 3  # warm-ups that fit into a run
 
 
 def conditions_of(
@@ -90,6 +91,16 @@ def conditions_of(
         **mixed,
         "warm-up": fitted(config.schedule, config.train.epochs, steps_per_epoch).warmup_steps,
     }
+
+
+def fitted(schedule: Schedule, epochs: int, steps_per_epoch: int) -> Schedule:
+    """The schedule of a run of so many `epochs`: its warm-up is cut where it would be more than a third of the run.
+
+    It depends on the whole length that is configured, not on `train.max_steps`, at which a run may stop and go on
+    later: both parts then have the rates of one. No published length is so short.
+    """
+    most = epochs * steps_per_epoch // SHORTEST_RUN
+    return dataclasses.replace(schedule, warmup_steps=min(schedule.warmup_steps, most))
 
 
 def fingerprint(samples: Sequence[object]) -> str:

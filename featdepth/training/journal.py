@@ -1,27 +1,68 @@
-"""What a run leaves to look at: metrics.jsonl, and lines of sums over all processes."""
+"""What a run says and writes down: its header, then lines on the console and in metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from featdepth.config import Config, to_dict
 from featdepth.console import Display
+from featdepth.data.dataset import FrameDataset
+from featdepth.data.notes import describe_intrinsics, shape_note, unused_settings
 from featdepth.errors import InputError
 from featdepth.files import read_bytes, write_text
 from featdepth.metrics.depth import METRICS
-from featdepth.parallel.host import peak_memory_gb
+from featdepth.models import FeatDepth
+from featdepth.parallel.accelerator import compilation, device_name, precision
+from featdepth.scale import describe_scale
 from featdepth.training.checkpoint import Progress
+from featdepth.training.steps import Steps
+
+if TYPE_CHECKING:
+    from featdepth.data.mix import MixedDataset
 
 SHOWN_SCORES = {"abs_rel", "a1", "metric_abs_rel"}
 LARGEST_METRICS = 1 << 30  # bytes
+
+
+def print_header(
+    accelerator: Accelerator,
+    config: Config,
+    model: FeatDepth,
+    training: FrameDataset | MixedDataset,
+    validation: FrameDataset,
+    steps: Steps,
+    resumed: Path | None,
+    contaminated: Sequence[str],
+) -> None:
+    """Devices, model, data and schedule, and what in them may not be meant so.
+
+    resumed: the checkpoint that it goes on from; contaminated: drives that it shares with other parts of its split.
+    """
+    continued = f", continued from {resumed}" if resumed else ""
+    learned = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    accelerator.print(
+        f"run        {Path(config.run.directory)}{continued}\n"
+        f"devices    {accelerator.num_processes} x {device_name(accelerator)}, "
+        f"precision {precision(accelerator)}, compilation {compilation(accelerator)}\n"
+        f"objective  {config.model.objective}, {learned:,} parameters to learn\n"
+        f"depth      {describe_scale(model.scale_source) if model.has_depth else 'none'}\n"
+        f"intrinsics {describe_intrinsics(training.members, bool(model.camera_names))}\n"
+        f"training   {training.describe()}\n"
+        f"validation {validation.describe()}\n"
+        f"schedule   {steps.describe()}"
+    )
+    squeezed = shape_note(training, (config.data.height, config.data.width))
+    for note in filter(None, (squeezed, *unused_settings(training.members), *steps.notes())):
+        accelerator.print(f"note       {note}")
+    if contaminated:
+        accelerator.print(f"CONTAMINATED: trained on drives of another part of the split: {', '.join(contaminated)}")
 
 
 class MetricsFile:
@@ -97,69 +138,6 @@ def flat_config(config: Config) -> dict[str, object]:
     sections = to_dict(config).items()
     flat = {f"{section}.{key}": value for section, values in sections for key, value in values.items()}
     return {key: value if isinstance(value, int | float | str) else str(value) for key, value in flat.items()}
-
-
-class IntervalLog:
-    """Sums since the last log line, kept on the device, so that a step never waits for them.
-
-    The sums of the step in progress are apart until `settle` says whether they count.
-    """
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.names: list[str] = []  # of the loss terms; the loss itself is their sum
-        self.sums: Tensor | None = None  # of the terms, their samples; all samples, replaced ones, waiting, bad steps
-        self.window: Tensor | None = None  # the same of the step in progress
-        self.started = time.perf_counter()
-
-    def add(self, losses: dict[str, Tensor], replaced: Tensor, waited: float) -> None:
-        """One batch: `losses` {name: [B]}, `replaced` [B], seconds that the loop waited for it."""
-        self.names = list(losses)
-        values = [term.detach().sum() for term in losses.values()]
-        count = torch.full_like(values[0], len(replaced))
-        others = [count, count, replaced.sum().to(count.dtype), torch.full_like(count, waited), torch.zeros_like(count)]
-        sums = torch.stack([*values, *others])
-        self.window = sums if self.window is None else self.window + sums
-
-    def settle(self, bad: Tensor) -> None:
-        """Close a step; where it is `bad` (bool, on the device), its losses do not count, and it is counted as bad."""
-        of_terms = torch.arange(len(self.window), device=self.window.device) <= len(self.names)
-        window = torch.where(bad & of_terms, 0, self.window)
-        window[-1] = bad
-        self.sums = window if self.sums is None else self.sums + window
-        self.window = None
-
-    def state(self) -> list[list[float]]:
-        """The sums of each process, for a checkpoint. Every process enters."""
-        return [] if self.sums is None else self.accelerator.gather(self.sums[None]).tolist()
-
-    def restore(self, state: list[list[float]]) -> None:
-        """Continue from the sums of a checkpoint; those of processes that it no longer has go to the main one."""
-        rank, count = self.accelerator.process_index, self.accelerator.num_processes
-        own = state[rank : rank + 1] + (state[count:] if rank == 0 else [])
-        sums = torch.tensor(own).sum(0) if own else torch.zeros(len(state[0])) if state else None
-        self.sums = None if sums is None else sums.to(self.accelerator.device)
-
-    def close(self) -> dict[str, float | None]:
-        """Sample-weighted means over all processes, and speed; starts the next interval. Every process enters.
-
-        The losses are null where no step of the interval counts; `bad_steps` says how many do not.
-        """
-        sums = self.accelerator.reduce(self.sums, "sum").tolist()
-        elapsed = time.perf_counter() - self.started
-        self.sums, self.started = None, time.perf_counter()
-        *terms, counted, samples, replaced, waited, bad = sums
-        means = {name: value / counted if counted else None for name, value in zip(self.names, terms, strict=True)}
-        return {
-            "loss": sum(means.values()) if counted else None,
-            **means,
-            "images_per_second": samples / elapsed,
-            "data_wait": waited / (elapsed * self.accelerator.num_processes),
-            "replaced": int(replaced),
-            "bad_steps": round(bad / self.accelerator.num_processes),
-            "memory_gb": peak_memory_gb(self.accelerator.device),
-            **({} if self.accelerator.scaler is None else {"loss_scale": self.accelerator.scaler.get_scale()}),
-        }
 
 
 def log_line(values: dict) -> str:

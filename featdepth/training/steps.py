@@ -1,4 +1,4 @@
-"""Optimizer steps: where each begins and ends, whether it counts, and its learning rate."""
+"""Optimizer steps: where each begins and ends, whether it counts, its learning rate, and the sums for the log."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from featdepth.config import Config
+from featdepth.config import Config, Schedule
 from featdepth.console import count
+from featdepth.parallel.host import peak_memory_gb
 from featdepth.training.bad_steps import BadSteps
 from featdepth.training.checkpoint import Progress
-from featdepth.training.journal import IntervalLog
-from featdepth.training.schedule import fitted, learning_rate, notes, window_size
+from featdepth.training.conditions import fitted
 
 
 class Steps:
@@ -94,7 +94,8 @@ class Steps:
     def judge(self, norm: Tensor) -> None:
         """Before the optimizer: find out from the gradient norm whether the step counts, and set its learning rate."""
         self.bad = self.bad_steps.judge(norm)
-        self.rate = learning_rate(self.progress.step, self.progress.epoch, self.config.optimizer.lr, self.schedule)
+        epoch = self.progress.epoch + self.progress.batch / self.batches
+        self.rate = learning_rate(self.progress.step, epoch, self.config.optimizer.lr, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
 
@@ -130,3 +131,102 @@ class Steps:
         """What of the configured schedule the run is too short for, in lines for people."""
         train = self.config.train
         return notes(self.config.schedule, train.epochs, self.per_epoch, train.max_steps)
+
+
+class IntervalLog:
+    """Sums since the last log line, kept on the device, so that a step never waits for them.
+
+    The sums of the step in progress are apart until `settle` says whether they count.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.names: list[str] = []  # of the loss terms; the loss itself is their sum
+        self.sums: Tensor | None = None  # of the terms, their samples; all samples, replaced ones, waiting, bad steps
+        self.window: Tensor | None = None  # the same of the step in progress
+        self.started = time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor], replaced: Tensor, waited: float) -> None:
+        """One batch: `losses` {name: [B]}, `replaced` [B], seconds that the loop waited for it."""
+        self.names = list(losses)
+        values = [term.detach().sum() for term in losses.values()]
+        count = torch.full_like(values[0], len(replaced))
+        others = [count, count, replaced.sum().to(count.dtype), torch.full_like(count, waited), torch.zeros_like(count)]
+        sums = torch.stack([*values, *others])
+        self.window = sums if self.window is None else self.window + sums
+
+    def settle(self, bad: Tensor) -> None:
+        """Close a step; where it is `bad` (bool, on the device), its losses do not count, and it is counted as bad."""
+        of_terms = torch.arange(len(self.window), device=self.window.device) <= len(self.names)
+        window = torch.where(bad & of_terms, 0, self.window)
+        window[-1] = bad
+        self.sums = window if self.sums is None else self.sums + window
+        self.window = None
+
+    def state(self) -> list[list[float]]:
+        """The sums of each process, for a checkpoint. Every process enters."""
+        return [] if self.sums is None else self.accelerator.gather(self.sums[None]).tolist()
+
+    def restore(self, state: list[list[float]]) -> None:
+        """Continue from the sums of a checkpoint; those of processes that it no longer has go to the main one."""
+        rank, count = self.accelerator.process_index, self.accelerator.num_processes
+        own = state[rank : rank + 1] + (state[count:] if rank == 0 else [])
+        sums = torch.tensor(own).sum(0) if own else torch.zeros(len(state[0])) if state else None
+        self.sums = None if sums is None else sums.to(self.accelerator.device)
+
+    def close(self) -> dict[str, float | None]:
+        """Sample-weighted means over all processes, and speed; starts the next interval. Every process enters.
+
+        The losses are null where no step of the interval counts; `bad_steps` says how many do not.
+        """
+        sums = self.accelerator.reduce(self.sums, "sum").tolist()
+        elapsed = time.perf_counter() - self.started
+        self.sums, self.started = None, time.perf_counter()
+        *terms, counted, samples, replaced, waited, bad = sums
+        means = {name: value / counted if counted else None for name, value in zip(self.names, terms, strict=True)}
+        return {
+            "loss": sum(means.values()) if counted else None,
+            **means,
+            "images_per_second": samples / elapsed,
+            "data_wait": waited / (elapsed * self.accelerator.num_processes),
+            "replaced": int(replaced),
+            "bad_steps": round(bad / self.accelerator.num_processes),
+            "memory_gb": peak_memory_gb(self.accelerator.device),
+            **({} if self.accelerator.scaler is None else {"loss_scale": self.accelerator.scaler.get_scale()}),
+        }
+
+
+def notes(schedule: Schedule, epochs: int, steps_per_epoch: int, max_steps: int | None) -> list[str]:
+    """What of a configured schedule a run is too short for, in lines for people."""
+    found, warmup_steps = [], fitted(schedule, epochs, steps_per_epoch).warmup_steps
+    if warmup_steps < schedule.warmup_steps:
+        found.append(
+            f"warm-up shortened from {schedule.warmup_steps} to {count(warmup_steps, 'step')}, a third of the "
+            f"{count(epochs * steps_per_epoch, 'step')} of train.epochs {epochs} (schedule.warmup_steps)"
+        )
+    if max_steps is not None and 0 < max_steps < min(warmup_steps, epochs * steps_per_epoch):
+        found.append(f"train.max_steps {max_steps} ends within the warm-up of {count(warmup_steps, 'step')}")
+    beyond = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if beyond:
+        found.append(f"schedule.milestones {beyond} are not reached in train.epochs {epochs}")
+    return found
+
+
+def learning_rate(step: int, epoch: float, lr: float, schedule: Schedule) -> float:
+    """The rate of optimizer step `step` after `epoch` epochs, of which it may be in the midst (both from 0).
+
+    Linear warm-up from `warmup_ratio`, then a drop at each milestone: the n-th, m, multiplies the rate by `gamma` from
+    epoch m on, which may be a fraction.
+    """
+    rate = lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
+    if step < schedule.warmup_steps:
+        rate *= schedule.warmup_ratio + (1 - schedule.warmup_ratio) * step / schedule.warmup_steps
+    return rate
+
+
+def window_size(batch: int, batches: int, accumulate: int) -> int:
+    """Batches of the optimizer step that `batch` (from 0) belongs to, of an epoch of `batches`.
+
+    `accumulate`, but for the last step of an epoch, which has what is left.
+    """
+    return min(accumulate, batches - batch // accumulate * accumulate)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from featdepth.config import Config
+from featdepth.kinds import protocol_of
 from featdepth.metrics.depth import DepthScores, flip_post_process, mean_scores, score_batch
-from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses
 from featdepth.parallel.accelerator import bare_model

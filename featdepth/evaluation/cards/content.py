@@ -16,10 +16,10 @@ from featdepth.config import Config
 from featdepth.data.samples import Sample
 from featdepth.data.splits import source_name
 from featdepth.evaluation.scoring import Results
+from featdepth.kinds import protocol_of
 from featdepth.metrics.breakdown import HIGHER_IS_BETTER
 from featdepth.metrics.depth import METRICS
 from featdepth.metrics.intervals import Interval, mean_interval
-from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.models.saved.digest import weights_digest
 from featdepth.scale import describe_scale

@@ -20,8 +20,8 @@ from featdepth.evaluation.cards.blocks import (
     figure,
 )
 from featdepth.evaluation.cards.content import FLIPS, SCALE_TITLES, metric_title
+from featdepth.kinds import describe_protocol
 from featdepth.metrics.depth import METRICS
-from featdepth.metrics.protocols import describe_protocol
 from featdepth.scale import CAMERA_HEIGHT
 
 FLIP_TITLES = {"plain": "without flip post-processing", "flip": "with flip post-processing"}

@@ -12,8 +12,8 @@ from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.drawing import ERROR_COLOURS, colour, colour_disparity, jpeg_address, paint_dots, picture
 from featdepth.evaluation.scoring import Scores
+from featdepth.kinds import protocol_of
 from featdepth.metrics.depth import evaluation_mask, median, resize_map
-from featdepth.metrics.protocols import protocol_of
 from featdepth.models import FeatDepth
 from featdepth.training.validation import predict_disparity
 

@@ -11,9 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import read_json
-from featdepth.kinds import LICENCES
+from featdepth.kinds import LICENCES, describe_protocol
 from featdepth.metrics.depth import METRICS
-from featdepth.metrics.protocols import describe_protocol
 from featdepth.models.saved.provenance import Provenance
 from featdepth.models.saved.storage import LIBRARY, TAGS
 from featdepth.scale import describe_scale

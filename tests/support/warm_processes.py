@@ -18,7 +18,7 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PRELOADED = ["torch._dynamo", "train", "evaluate", "featdepth.predict.__main__"]
 PRELOADED += ["featdepth.doctor.__main__", "featdepth.export.__main__"]
 LAUNCHER_NAMES = {"--dynamo_backend": "ACCELERATE_DYNAMO_BACKEND", "--mixed_precision": "ACCELERATE_MIXED_PRECISION"}

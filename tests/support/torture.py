@@ -1,6 +1,6 @@
 """Kill a small run again and again, resume it each time, and compare it with an undisturbed one.
 
-python tests/torture.py --kills 40 [--processes 1 2] [--seed 0]
+python tests/support/torture.py --kills 40 [--processes 1 2] [--seed 0]
 
 Half of the kills (SIGKILL) come at a random moment, half while a checkpoint is being written. With two processes some
 hit one of them or the launcher alone, whose loss the others have to notice; the rest hit everything at once, as a power
@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("..", ".", "support/small_networks"))
 
 from conftest import REPOSITORY, program_command, program_environment, write_tiny_config
 from process_families import children, family, is_alive

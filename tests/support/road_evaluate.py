@@ -1,6 +1,6 @@
 """evaluate.py of a model that sees nothing but a flat road and, far behind it, a wall: for tests of motion.
 
-python tests/road_evaluate.py ARGUMENTS OF evaluate.py
+python tests/support/road_evaluate.py ARGUMENTS OF evaluate.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Facts of the house, from its import graph and its files: `python tests/house.py` prints them, a test holds some.
+"""Facts of the house, from its import graph and its files, of which a test holds some: `python tests/support/house.py`.
 
 Modules and lines are those of `featdepth/`; lines are all lines of a file, those of comments and docstrings too.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = ("train", "evaluate")
 # Who may know of Accelerate: the two scripts, what wraps it, what a training and an evaluation do, and predict's loop.
 KNOW_ACCELERATE = ("train", "evaluate", "featdepth.parallel", "featdepth.training", "featdepth.evaluation")
