@@ -40,6 +40,11 @@ def compute_terms(prediction: Prediction, batch: dict[str, Tensor], config: Conf
             depths = upsampled_depths(prediction, images.shape[-2:], config)
             terms["photometric"] = photometric_terms(depths, prediction.poses, images, intrinsics, config)
         terms["smoothness"] = smoothness_terms(prediction.disparities, images[:, 0], config)
+    if prediction.alignment is not None:
+        from featdepth.aligned_motion import alignment_terms  # most trainings need none of it
+
+        depth = upsampled_depths(prediction, prediction.disparities[0].shape[-2:], config)[0]
+        terms |= alignment_terms(prediction.alignment, prediction.poses, depth, images.shape[-2:], config)
     if weights.velocity > 0:
         terms["velocity"] = weights.velocity * velocity_error(prediction.poses, batch["distance"], config)[None]
     if objective in ("feature_metric", "joint"):

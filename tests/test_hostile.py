@@ -39,7 +39,8 @@ from featdepth.data.samples import read_list
 from featdepth.data.synthetic import Street, claim
 from featdepth.errors import InputError, one_line
 from featdepth.models import FeatDepth
-from featdepth.models.encoders import ResNetEncoder, load_imagenet
+from featdepth.models.encoders import ResNetEncoder
+from featdepth.models.imagenet import load_imagenet
 from featdepth.models.saved.storage import read_model_directory
 from featdepth.models.saved.torch_files import check_torch_archive, read_torch_file
 

@@ -9,7 +9,7 @@ from house import REPOSITORY, SCRIPTS, circles, graph, lines, loaded_by, modules
 
 ROWS = [
     {"errors", "files", "console", "kinds", "config", "scale"},
-    {"geometry", "losses", "alignment", "two_view", "metrics"},
+    {"geometry", "losses", "alignment", "aligned_motion", "two_view", "metrics"},
     {"cameras", "data", "models", "objective", "odometry", "drawing"},
     {"parallel", "training"},
     {"evaluation"},

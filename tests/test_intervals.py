@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, call_program, succeeded
 
-from featdepth.metrics.intervals import degrees_of_freedom, mean_interval, paired_interval, t_quantile
+from featdepth.metrics.intervals import (
+    crossed_interval,
+    degrees_of_freedom,
+    mean_interval,
+    paired_interval,
+    t_quantile,
+)
 
 # Student's t as printed in tables.
 TABLE = {
@@ -166,3 +172,21 @@ def test_benchmark_writes_its_table(benchmark: ModuleType, tmp_path: Path) -> No
     for name, row in rows.items():
         assert name in result.out and all(0 <= row[key] <= 100 for key in ("drives", "images", "bootstrap"))
         assert 0.5 < row["width"] < 3
+
+
+def test_drives_and_runs_both_make_a_mean_uncertain() -> None:
+    random = np.random.default_rng(3)
+    of_drive, of_run = random.normal(size=6), random.normal(size=4)
+    drives, runs = np.repeat(list("abcdef"), 4), np.tile(list("wxyz"), 6)
+    values = (of_drive[:, None] + of_run).ravel()
+    found = crossed_interval(values, drives, runs)
+    # Variances of the two means, and that of values as if all 24 were independent, which both of them contain.
+    both = of_drive.var(ddof=1) / 6 + of_run.var(ddof=1) / 4
+    reach = t_quantile(0.975, 3) * math.sqrt(both - values.var(ddof=1) / 24)
+    assert found[:3] == pytest.approx((values.mean(), values.mean() - reach, values.mean() + reach))
+    assert (found.count, found.groups, found.degrees) == (24, 6, pytest.approx(3))
+    only_drives = crossed_interval(np.repeat(of_drive, 4), drives, runs)
+    over_drives = mean_interval(np.repeat(of_drive, 4), drives)
+    assert only_drives.high - only_drives.low > over_drives.high - over_drives.low  # of 3 degrees of freedom, not 5
+    one_run = crossed_interval(values, drives, ["w"] * 24)
+    assert "at least 2 runs" in one_run.reason and math.isnan(one_run.low) and one_run.mean == found.mean

@@ -16,7 +16,8 @@ from featdepth.config import Config
 from featdepth.errors import InputError
 from featdepth.models import FeatDepth, build_model
 from featdepth.models.decoders import convolve_upsampled
-from featdepth.models.encoders import ResNetEncoder, load_imagenet
+from featdepth.models.encoders import ResNetEncoder
+from featdepth.models.imagenet import load_imagenet
 
 CHANNELS = {18: [64, 64, 128, 256, 512], 50: [64, 256, 512, 1024, 2048]}
 CHANNELS |= {34: CHANNELS[18], 101: CHANNELS[50]}

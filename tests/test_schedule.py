@@ -47,6 +47,11 @@ def test_no_warm_up_and_no_milestones():
     assert {learning_rate(step, step // 10, LR, schedule) for step in range(100)} == {LR}
 
 
+def test_the_rate_drops_within_an_epoch_where_a_milestone_is_a_fraction():
+    schedule = Schedule(warmup_steps=0, milestones=[1.5], gamma=0.5)
+    assert [learning_rate(step, step / 4, 1.0, schedule) for step in (4, 5, 6, 7)] == [1, 1, 0.5, 0.5]
+
+
 def test_warm_up_longer_than_an_epoch_goes_on_in_optimizer_steps():
     schedule = Schedule(warmup_steps=30, warmup_ratio=0.5, milestones=[1], gamma=0.5)
     rates = [learning_rate(step, step // 10, 1.0, schedule) for step in (9, 10, 29, 30)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -155,6 +156,7 @@ def run(plan: Plan, step_seconds: float | None) -> dict:
     result = {"ground": plan.ground.name, "seed": plan.seed, "steps": plan.steps, "step_seconds": step_seconds}
     result |= {"seconds": seconds, "versions": versions(), **scores}
     write_text(file, json.dumps(result) + "\n")
+    shutil.rmtree(plan.folder / "training/checkpoints", ignore_errors=True)  # hundreds of megabytes that have served
     return result
 
 

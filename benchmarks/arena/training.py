@@ -101,7 +101,7 @@ def train(plan: Plan) -> float:
     Raises InputError where the run directory holds a run that was made otherwise.
     """
     config = configuration(plan.competitor, plan.ground, plan.out)
-    words = plan.words(f"train.seed={plan.seed}", *length_overrides(config, plan.steps))
+    words = plan.words(f"train.seed={plan.seed}", "train.keep_checkpoints=1", *length_overrides(config, plan.steps))
     return run_script(["train.py", *words, "--resume"], plan.folder / "training.log", plan.threads, plan.title)
 
 

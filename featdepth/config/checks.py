@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator
 from itertools import pairwise
 
-from featdepth.config.keys import Config
+from featdepth.config.keys import LAYERS, Config
 from featdepth.config.values import shown
 from featdepth.console import count
 from featdepth.errors import InputError
@@ -21,13 +21,12 @@ LARGEST_SIDE = 16384  # pixels; this and the next two keep absurd numbers from d
 WIDEST_DECODER = 4096  # channels
 MOST_FRAMES = 64
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
-LAYERS = (18, 34, 50, 101)
-
 
 CHOICES = {
     "data.kind": tuple(KINDS),
     "data.intrinsics": ("calibration", "fixed"),
     "model.intrinsics": ("given", "learned"),
+    "model.motion": ("network", "aligned", "taught"),
     "model.objective": ("photometric", "autoencoder", "feature_metric", "joint"),
     "model.depth_layers": LAYERS,
     "model.pose_layers": LAYERS,
@@ -65,6 +64,7 @@ NOT_NEGATIVE = (
     "loss.feature_metric",
     "loss.discriminative",
     "loss.convergent",
+    "loss.alignment",
     "loss.velocity",
     "optimizer.weight_decay",
     "schedule.warmup_steps",
@@ -278,10 +278,33 @@ def check_model(config: Config, training: bool) -> Problems:
         )
     if model.objective in ("photometric", "autoencoder") and model.feature_encoder is not None:
         yield "model.feature_encoder", f"has no use in model.objective {model.objective}; set it to null"
+    if model.motion != "network":
+        yield from check_alignment(config, training)
     if model.intrinsics == "learned":
         yield from check_learned_intrinsics(config)
+    if model.encoder is not None:
+        from featdepth.config.encoder_names import check_encoder  # which asks torchvision
+
+        yield from check_encoder(model)
     if model.pretrained == "":
         yield "model.pretrained", "is empty, expected true, false or a weight file"
+
+
+def check_alignment(config: Config, training: bool) -> Problems:
+    model, frames = config.model, config.data.frames
+    if model.objective == "autoencoder":
+        yield "model.motion", f"is {model.motion}, which has no use in model.objective autoencoder; set it to network"
+    elif not any(frame not in (0, "s") for frame in frames):
+        yield "model.motion", f"is {model.motion}, of frames of other moments; data.frames {shown(frames)} has none"
+    if training and model.motion == "taught" and config.loss.alignment == 0:
+        yield "loss.alignment", "is 0, which teaches nothing; set it above 0, or model.motion to network"
+    no_metres = model.metres_per_unit is not None and scale_of_training(config) is None
+    if training and model.motion == "aligned" and no_metres:
+        yield (
+            "model.motion",
+            "is aligned, which cannot keep the metres of model.init where nothing in the training knows any; set "
+            "model.metres_per_unit to null, or train with the stereo frame s or loss.velocity",
+        )
 
 
 def check_learned_intrinsics(config: Config) -> Problems:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+LAYERS = (18, 34, 50, 101)  # of the ResNets that are ours
+
 
 @dataclass
 class Run:
@@ -50,7 +52,9 @@ class Data:
 @dataclass
 class Model:
     objective: str = "feature_metric"  # photometric | autoencoder | feature_metric | joint
-    depth_layers: int = 50  # ResNet of the depth network: 18, 34, 50 or 101
+    encoder: str | None = None  # of the depth network: a name of torchvision, or timm:NAME (docs/encoders.md)
+    depth_layers: int | None = None  # the same by a ResNet's layers: 18, 34, 50 or 101; null: 50, where no encoder is
+    motion: str = "network"  # between frames: network, aligned (computed, no pose network) or taught (network, by that)
     pose_layers: int = 18  # ResNet of the pose network
     feature_layers: int = 50  # ResNet of the feature autoencoder
     decoder_width: int = 256  # channels of the depth decoder
@@ -67,6 +71,12 @@ class Model:
     initial_depth: float | None = None  # network units, of everything before training; null: twice min_depth
     metres_per_unit: float | None = 36.0  # metres in one network unit, where training has some; null: up to scale
 
+    def __post_init__(self) -> None:
+        """Layers are known where depth has one of our ResNets, and only there."""
+        if self.depth_layers is None:
+            named = {f"resnet{layers}": layers for layers in LAYERS}
+            self.depth_layers = 50 if self.encoder is None else named.get(self.encoder)
+
 
 @dataclass
 class Loss:
@@ -78,6 +88,7 @@ class Loss:
     feature_metric: float = 1e-3  # weight of the feature-metric term
     discriminative: float = 1e-3  # weight that rewards first-order gradients of the features
     convergent: float = 1e-3  # weight that penalises second-order gradients of the features
+    alignment: float = 0.1  # weight of the distance between pose network and alignment where model.motion is taught
     velocity: float = 0.0  # weight of the relative error of the distance that the camera moved; 0: distances not used
 
 

@@ -77,7 +77,7 @@ class Refiner:
         if other is not None and self.model.settings.metres_per_unit is None:
             raise InputError("refinement: a model without metres cannot learn from a stereo baseline; give one image")
         size = (self.model.height, self.model.width)
-        device = self.model.depth_encoder.conv1.weight.device
+        device = next(self.model.depth_encoder.parameters()).device
         image, intrinsics = resized(image[None].to(device), size)[0], scaled(intrinsics.to(device), image, size)
         if other is not None:
             frames = torch.stack([image, resized(other[None].to(device), size)[0]])[None]

@@ -21,6 +21,8 @@ def synchronise_batch_norms(network: nn.Module, processes: int) -> None:
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, SynchronisedBatchNorm2d(child, processes))
+            elif type(child).__name__ == "BatchNormAct2d":  # timm's
+                setattr(module, name, SynchronisedNormAct2d(child, processes))
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
@@ -59,6 +61,17 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         unbiased = variance * (count / max(count - 1, 1))
         for running, latest in ((self.running_mean, mean), (self.running_var, unbiased)):
             running.mul_(1 - self.momentum).add_(latest.to(running.dtype), alpha=self.momentum)
+
+
+class SynchronisedNormAct2d(SynchronisedBatchNorm2d):
+    """The same for timm's batch norm, which has dropout and activation behind it."""
+
+    def __init__(self, norm: nn.BatchNorm2d, processes: int) -> None:
+        super().__init__(norm, processes)
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(features)))
 
 
 class Normalise(torch.autograd.Function):

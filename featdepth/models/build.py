@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
 from featdepth.config import Config, Model
 from featdepth.errors import InputError
-from featdepth.models.encoders import ResNetEncoder, ResNetStem, load_imagenet
+from featdepth.models.encoders import ResNetEncoder, ResNetStem
 from featdepth.models.featdepth import FeatDepth
 from featdepth.models.saved.provenance import Provenance
 from featdepth.models.saved.storage import CONFIG_FILE, load_strictly, read_camera_names, read_model_directory
@@ -28,9 +29,7 @@ def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) 
     if model.cameras is not None:
         model.cameras.start_from(intrinsics or {}, (data.height, data.width))
     if settings.pretrained is not False and settings.init is None:
-        for network in model.children():
-            if isinstance(network, ResNetEncoder):
-                load_imagenet(network, settings.pretrained)
+        _start_encoders(model, settings.pretrained)
     if model.has_depth and settings.initial_depth is not None:
         model.depth_decoder.start_from(model.to_disparity(settings.initial_depth))
     if settings.feature_encoder is not None:
@@ -46,6 +45,19 @@ def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) 
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model.train()
+
+
+def _start_encoders(model: FeatDepth, source: bool | str) -> None:
+    """ImageNet weights for all encoders; a file, where depth has another encoder than a ResNet, is that one's alone."""
+    if model.has_depth and not isinstance(model.depth_encoder, ResNetEncoder):
+        model.depth_encoder.load_weights(source)
+        if source is not True and not Path(source).is_dir():
+            return
+    from featdepth.models.imagenet import load_imagenet  # runs that continue or start from nothing need none
+
+    for network in model.children():
+        if isinstance(network, ResNetEncoder):
+            load_imagenet(network, source)
 
 
 def _load_feature_encoder(model: FeatDepth, source: str) -> None:

@@ -119,10 +119,10 @@ class DepthLevel(nn.Module):
 
 
 class DepthDecoder(Segmented):
-    """Disparity at four scales, 1/2 to 1/16 of the image's size, from the encoder's layer1 .. layer4 (Sec. 3.4).
+    """Disparity at four scales, 1/2 to 1/16 of the image's size, from the encoder's last four maps (Sec. 3.4).
 
-    encoder_channels: the encoder's five channel counts; width: channels of the decoder (256 in the paper);
-    dropout: probability for layer3 and layer4 on entry.
+    encoder_channels: of the encoder's maps, of which the last four are at 1/4 to 1/32 of the size;
+    width: channels of the decoder (256 in the paper); dropout: probability for the two deepest of them on entry.
     """
 
     def __init__(self, encoder_channels: list[int], width: int = 256, dropout: float = 0.5) -> None:
@@ -130,7 +130,7 @@ class DepthDecoder(Segmented):
         self.dropout = nn.Dropout(dropout)
         self.levels = nn.ModuleList(
             DepthLevel(
-                encoder_channels[level],
+                encoder_channels[level - 5],
                 reduced=2 * width if level == 4 else width,
                 coarser=0 if level == 4 else width + 1,
                 width=width,
@@ -145,7 +145,8 @@ class DepthDecoder(Segmented):
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, ...]:
         """Disparities `[B, 1, H/2, W/2]` .. `[B, 1, H/16, W/16]` in (0, 1), finest first."""
-        entries = [features[1], features[2], self.dropout(features[3]), self.dropout(features[4])]
+        fine, middle, coarse, coarsest = features[-4:]
+        entries = [fine, middle, self.dropout(coarse), self.dropout(coarsest)]
         disparities: list[Tensor] = []
         coarser = None
         for level, entry in zip(reversed(self.levels), reversed(entries), strict=True):

@@ -1,17 +1,14 @@
-"""ResNet encoders without their classifier, from torchvision, and the ImageNet weights they may start from."""
+"""ResNet encoders without their classifier, from torchvision."""
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-from urllib.error import URLError
-
-import torch
 import torchvision
 from torch import Tensor, nn
 
-from featdepth.errors import InputError
 from featdepth.models.recompute import Segmented
+
+# What images in [0, 1] are normalised with for the depth and pose encoders; the feature encoder sees them as they are.
+IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
 
 
 class ResNetStem(Segmented):
@@ -61,54 +58,3 @@ class ResNetEncoder(ResNetStem):
     def pooled_layer1(self, feature: Tensor) -> Tensor:
         """layer1 with the pooling before it."""
         return self.layer1(self.maxpool(feature))
-
-
-def load_imagenet(encoder: ResNetEncoder, source: bool | str) -> None:
-    """Fill `encoder` with ImageNet weights; a first convolution over k images gets 1/k of its weights for each.
-
-    source: True asks torchvision, which downloads the file once into torch's hub folder; a path names torchvision's
-    `.pth` file or a folder of such files. Raises InputError when the weights cannot be had.
-    """
-    from featdepth.models.saved.torch_files import state_of  # only runs that start from a file need the readers
-
-    state = _download_imagenet(encoder.layers) if source is True else _read_imagenet(encoder.layers, Path(str(source)))
-    where = "torchvision's download" if source is True else source
-    foreign = f"model.pretrained: the weights of {where} are not those of torchvision's ResNet-{encoder.layers}"
-    state = state_of(state)
-    if state is None:
-        raise InputError(foreign)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    images = encoder.conv1.in_channels // 3
-    first = state.get("conv1.weight")
-    # Any other shape is refused below; repeating it could take any amount of memory.
-    if first is not None and list(first.shape) == [64, 3, 7, 7]:
-        state["conv1.weight"] = first.repeat(1, images, 1, 1) / images
-    try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(foreign) from error
-
-
-def _download_imagenet(layers: int) -> dict[str, Tensor]:
-    weights = getattr(torchvision.models, f"ResNet{layers}_Weights").IMAGENET1K_V1
-    file_name = Path(weights.url).name
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"model.pretrained: the ImageNet weights of ResNet-{layers} could not be downloaded or read "
-            f"({' '.join(str(error).split())}); put {file_name} into {folder}, or set model.pretrained to that file, "
-            "or to false to start from random weights"
-        ) from error
-
-
-def _read_imagenet(layers: int, path: Path) -> dict[str, Tensor]:
-    if path.is_dir():
-        candidates = sorted(path.glob(f"resnet{layers}*.pth"))
-        if not candidates:
-            raise InputError(f"model.pretrained: {path} holds no resnet{layers}*.pth; put torchvision's file there")
-        path = candidates[0]
-    from featdepth.models.saved.torch_files import read_torch_file
-
-    return read_torch_file(path, "model.pretrained")

@@ -14,17 +14,15 @@ from torch.nn import functional
 from featdepth.config import Model
 from featdepth.geometry import disparity_to_depth, invert_pose, pose_from_vector, scale_translation
 from featdepth.models.decoders import DepthDecoder, FeatureDecoder, PoseDecoder
-from featdepth.models.encoders import ResNetEncoder, ResNetStem
+from featdepth.models.encoders import IMAGE_DEVIATION, IMAGE_MEAN, ResNetEncoder, ResNetStem
 from featdepth.models.recompute import Segmented
 from featdepth.models.saved.pretrained import Pretrained
 from featdepth.models.saved.provenance import Provenance
 from featdepth.scale import BASELINE, GIVEN, Scale
 
 if TYPE_CHECKING:
+    from featdepth.alignment import Alignment
     from featdepth.models.learned_intrinsics import LearnedIntrinsics
-
-# What the depth and pose encoders subtract and divide by; the feature encoder sees [0, 1] as it is.
-IMAGE_MEAN, IMAGE_DEVIATION = 0.45, 0.225
 
 NETWORKS = {
     "photometric": ("depth", "pose"),
@@ -43,6 +41,7 @@ class Prediction(NamedTuple):
     source_features: Tensor | None = None  # first map of each source [B, F-1, 64, H/2, W/2]
     reconstructions: tuple[Tensor, ...] = ()  # of the target, [B, 3, H, W] .. [B, 3, H/8, W/8] in (0, 1)
     intrinsics: Tensor | None = None  # learned ones [B, 3, 3], pixels; None: the batch's hold
+    alignment: Alignment | None = None  # of the sources in time, [B, T, ...], where the model's motion needs it
 
 
 class FeatDepth(nn.Module, Pretrained):
@@ -66,9 +65,14 @@ class FeatDepth(nn.Module, Pretrained):
         self.provenance = Provenance()
         networks = NETWORKS[settings.objective]
         if "depth" in networks:
-            self.depth_encoder = ResNetEncoder(settings.depth_layers)
+            if settings.depth_layers is not None:
+                self.depth_encoder = ResNetEncoder(settings.depth_layers)
+            else:
+                from featdepth.models.backbones import make_backbone  # most models need none
+
+                self.depth_encoder = make_backbone(settings.encoder)
             self.depth_decoder = DepthDecoder(self.depth_encoder.channels, settings.decoder_width, settings.dropout)
-        if "pose" in networks and self.temporal_sources:
+        if "pose" in networks and self.temporal_sources and settings.motion != "aligned":
             self.pose_encoder = ResNetEncoder(settings.pose_layers, input_channels=6)
             self.pose_decoder = PoseDecoder(self.pose_encoder.channels, settings.pose_start)
         if "feature_encoder" in networks:
@@ -145,7 +149,8 @@ class FeatDepth(nn.Module, Pretrained):
     def forward(self, batch: dict[str, Tensor]) -> Prediction:
         """All networks on a batch after `augment`: `images` and `augmented` float32 [B, F, 3, H, W], `stereo_pose`.
 
-        Where intrinsics are learned also `camera` [B], `jitter` and, for cameras that are not known, `intrinsics`.
+        For alignment also `intrinsics`, and where intrinsics are learned `camera` [B], `jitter` and, for cameras that
+        are not known, `intrinsics`.
         """
         prediction = Prediction()
         if self.has_depth:
@@ -160,7 +165,7 @@ class FeatDepth(nn.Module, Pretrained):
             is_flipped, size = batch["jitter"][:, 0] > 0.5, batch["images"].shape[-2:]
             intrinsics = self.cameras(batch["camera"], batch["intrinsics"], is_flipped, size)
             prediction = prediction._replace(intrinsics=intrinsics)
-        return prediction
+        return prediction if self.settings.motion == "network" else self.aligned(prediction, batch)
 
     def depth_and_motion(
         self, frames: Tensor, sources: Sequence[int | str], stereo_pose: Tensor | None = None
@@ -168,6 +173,18 @@ class FeatDepth(nn.Module, Pretrained):
         """Disparities of the first of `frames` `[B, F, 3, H, W]`, and the poses of the others: see `poses`."""
         disparities = self.depth(frames[:, 0])
         return Prediction(disparities, self.poses(frames, sources, stereo_pose) if sources else None)
+
+    def aligned(self, prediction: Prediction, batch: dict[str, Tensor]) -> Prediction:
+        """`prediction` of a batch (as for `forward`) with its alignment and, without a pose network, motion from it."""
+        from featdepth.aligned_motion import align_sources, aligned_poses
+
+        depth = self.to_depth(prediction.disparities[0].float())
+        intrinsics = batch["intrinsics"] if prediction.intrinsics is None else prediction.intrinsics
+        alignment = align_sources(depth, batch["images"], intrinsics, self.frames[1:])
+        poses = prediction.poses
+        if not self.has_motion:
+            poses = aligned_poses(alignment, depth, poses, self.frames[1:])
+        return prediction._replace(alignment=alignment, poses=poses)
 
     def depth(self, image: Tensor) -> tuple[Tensor, ...]:
         """Disparities in (0, 1), finest first, of images `[B, 3, H, W]` in [0, 1]; H and W multiples of 32."""
@@ -177,13 +194,15 @@ class FeatDepth(nn.Module, Pretrained):
         """source_from_target `[B, F-1, 4, 4]` of `frames` `[B, F, 3, H, W]`, the target first.
 
         sources: the others by their place in time, or "s"; stereo_pose: of that one `[B, 4, 4]` in metres. Each pair
-        is a pass of its own, so that batch statistics are those of one pair.
+        is a pass of its own, so that batch statistics are those of one pair. Without a pose network nothing moves.
         """
         poses = []
         for position, frame in enumerate(sources, start=1):
             if frame == "s":
                 unit = self.settings.metres_per_unit
                 poses.append(scale_translation(stereo_pose, 1 / unit))
+            elif not self.has_motion:
+                poses.append(torch.eye(4, device=frames.device).expand(len(frames), 4, 4))
             elif frame < 0:
                 poses.append(invert_pose(self.motion(frames[:, position], frames[:, 0])))
             else:
@@ -234,7 +253,7 @@ class FeatDepth(nn.Module, Pretrained):
             return [self.predict_depth(image) for image in images]
         from featdepth.models.inputs import as_given, as_images, in_evaluation_mode
 
-        weight = self.depth_encoder.conv1.weight
+        weight = next(self.depth_encoder.parameters())
         with in_evaluation_mode(self):
             disparity = self.predict_disparity(as_images(images, weight.device, weight.dtype))
         return as_given(self.metres * self.to_depth(disparity), images)

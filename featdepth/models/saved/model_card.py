@@ -107,7 +107,7 @@ def model_lines(content: dict, parameters: int, scale_source: str | None) -> str
         lines += [
             f"- depth: {describe_scale(scale_source)}"
             + ("" if scale_source else "; nothing in its training knew how long a metre is"),
-            f"- networks: depth ResNet-{model['depth_layers']}, motion ResNet-{model['pose_layers']}",
+            f"- networks: depth {depth_network(model)}, motion ResNet-{model['pose_layers']}",
         ]
     lines += [
         f"- {parameters:,} parameters",
@@ -115,6 +115,12 @@ def model_lines(content: dict, parameters: int, scale_source: str | None) -> str
         f"- frames in training: {code(data['frames'])}",
     ]
     return "\n".join(lines)
+
+
+def depth_network(model: dict) -> str:
+    """The encoder of the depth network, in words."""
+    layers = model.get("depth_layers")
+    return code(model.get("encoder")) if layers is None else f"ResNet-{layers}"
 
 
 def data_lines(record: Provenance, kinds: list[str]) -> str:

@@ -152,5 +152,10 @@ class Pretrained(ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         with torch.device("meta"):
             model = cls(config.model, config.data.frames, config.data.height, config.data.width, cameras)
         check_fit(model, state, source)
-        model.to_empty(device="cpu").load_state_dict(state)
+        if any(name not in state for name, _ in model.named_buffers()):
+            # What networks of others compute when they are made, and do not save.
+            model = cls(config.model, config.data.frames, config.data.height, config.data.width, cameras)
+        else:
+            model = model.to_empty(device="cpu")
+        model.load_state_dict(state)
         return model.eval()
