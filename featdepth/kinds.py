@@ -82,7 +82,9 @@ KINDS = {  # by their names in `data.kind`
         ROOM,
         ("official", "time"),
     ),
-    "video": Kind("featdepth.data.sets.video:Video", Licence("video of its makers", "up to them"), STREET),
+    "video": Kind(
+        "featdepth.data.sets.video:Video", Licence("video of its makers", "up to them"), STREET, has_stereo=True
+    ),
 }
 LICENCES = {name: kind.licence for name, kind in KINDS.items()}
 # In the layout of KITTI raw, and told from it by its days.
