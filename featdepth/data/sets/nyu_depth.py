@@ -20,7 +20,7 @@ from featdepth.data.footage import Camera
 from featdepth.data.images import resize_pixels, shown_pixels
 from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording
-from featdepth.data.sets.stills import DAMAGED, INSTALL, StillImages, read_matlab
+from featdepth.data.sets.stills import MATLAB_ERRORS, INSTALL_READERS, StillImages, read_matlab
 from featdepth.errors import InputError
 
 FRAMES_FILE, SPLIT_FILE, TEST = "nyu_depth_v2_labeled.mat", "splits.mat", "testNdxs"
@@ -53,8 +53,8 @@ class NyuDepth(StillImages):
             with h5py.File(path) as file:
                 return what(file)
         except ImportError:
-            raise InputError(f"{path}: reading MATLAB's files of version 7.3 needs h5py; {INSTALL}") from None
-        except DAMAGED as error:
+            raise InputError(f"{path}: reading MATLAB's files of version 7.3 needs h5py; {INSTALL_READERS}") from None
+        except MATLAB_ERRORS as error:
             raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}); download it again") from error
 
     def read_recording(self, drive: str) -> Recording:

@@ -18,10 +18,10 @@ from featdepth.files import read_bytes
 if TYPE_CHECKING:
     from featdepth.config import Config
 
-INSTALL = "pip install 'scipy>=1.11' 'h5py>=3.10'"
+INSTALL_READERS = "pip install 'scipy>=1.11' 'h5py>=3.10'"
 LARGEST_MATLAB = 1 << 23  # bytes of a file in MATLAB's older format; they have half a million at most
 # What readers of MATLAB's files raise for files that are none, or damaged.
-DAMAGED = (ValueError, TypeError, KeyError, IndexError, OSError, RuntimeError, zlib.error)
+MATLAB_ERRORS = (ValueError, TypeError, KeyError, IndexError, OSError, RuntimeError, zlib.error)
 
 
 class StillImages(SequenceDataset):
@@ -47,9 +47,9 @@ def read_matlab(path: str | Path, name: str) -> np.ndarray:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
     except ImportError:
-        raise InputError(f"{path}: reading MATLAB's files needs scipy; {INSTALL}") from None
+        raise InputError(f"{path}: reading MATLAB's files needs scipy; {INSTALL_READERS}") from None
     content = read_bytes(path, LARGEST_MATLAB, f"the file of {name}")
     try:
         return np.asarray(loadmat(io.BytesIO(content), variable_names=[name])[name], dtype=np.float64)
-    except (*DAMAGED, MatReadError) as error:
+    except (*MATLAB_ERRORS, MatReadError) as error:
         raise InputError(f"{path}: no {name} can be read ({type(error).__name__}); download it again") from error
