@@ -32,6 +32,7 @@ from featdepth.cameras.lenses import remap, undistortion_map
 from featdepth.cameras.rectify import RectifiedPair, rectify
 from featdepth.config import Parser
 from featdepth.console import count, watched
+from featdepth.data.baselines import beside
 from featdepth.data.images import read_photo
 from featdepth.data.sets.euroc_files import Sensor, read_camera, read_truth
 from featdepth.errors import InputError, run_program
@@ -106,10 +107,8 @@ def prepare(sequence: Path, out: Path) -> str:
     write_poses(partial / "poses.txt", sequence / "mav0" / "state_groundtruth_estimate0", left, pair, frames)
     write_images(partial / "cam0", left, pair, pair.left_from_rectified, frames)
     write_images(partial / "cam1", right, pair, pair.right_from_rectified, frames)
-    right_from_left = np.eye(4)
-    right_from_left[0, 3] = -pair.baseline
     write_text(partial / "intrinsics.txt", "".join(map(line_of, pair.intrinsics)))
-    write_text(partial / "right_from_left.txt", "".join(map(line_of, right_from_left)))
+    write_text(partial / "right_from_left.txt", "".join(map(line_of, beside(pair.baseline))))
     seconds = [f"{frame} {time // 10**9}.{time % 10**9:09}\n" for frame, time in frames.items()]
     write_text(partial / "times.txt", "".join(seconds))
     write_text(partial / "manifest.json", json.dumps(manifest, indent=1) + "\n")

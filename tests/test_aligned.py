@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch.nn import functional
 from featdepth.data.synthetic import Drive, Street, render_frame
 from featdepth.models import FeatDepth
 from featdepth.odometry.aligned import align_motions, halfway
-from featdepth.odometry.egomotion import predict_motions
+from featdepth.odometry.egomotion import chain_motions, predict_motions
+from featdepth.predict.network import BY_ALIGNMENT, BY_REPETITION, Launch, Networks
 
 SIZE, FRAMES = (64, 192), 4
 
@@ -109,6 +111,43 @@ def test_without_a_pose_network_the_motion_before_does(
     assert np.array_equal(found.motions[0], np.eye(4))
     check_close(found.motions[1:2], true_motions(drive)[:1])
     assert np.allclose(found.motions[2:], found.motions[1], atol=1e-6)
+
+
+def follow(
+    model: FeatDepth, frames: list[np.ndarray], intrinsics: np.ndarray, dtype: torch.dtype | None = None
+) -> tuple[np.ndarray, list[str | None]]:
+    """Poses of the frames by the program's networks in two batches, and how each motion was found."""
+    launch = Launch(
+        lambda _: lambda images: (model.predict_disparity(images),),
+        nullcontext if dtype is None else lambda: torch.autocast("cpu", dtype),
+    )
+    networks, found = Networks(launch, model, with_poses=True), []
+    for part in (slice(0, 3), slice(3, None)):
+        images = torch.from_numpy(np.stack(frames[part])).permute(0, 3, 1, 2)
+        found += networks.predict(images, intrinsics[part])
+    return np.stack([each.pose for each in found]), [each.motion for each in found]
+
+
+def test_prediction_follows_the_camera_in_any_precision(
+    drive: Drive, frames: list[np.ndarray], model: FeatDepth
+) -> None:
+    intrinsics = np.stack([drive.rig.intrinsics] * FRAMES)
+    expected = chain_motions(align_motions(model, frames, drive.rig.intrinsics).motions)
+    for dtype in (None, torch.bfloat16):
+        poses, how = follow(model, frames, intrinsics, dtype)
+        assert how == [None, *[BY_ALIGNMENT] * (FRAMES - 1)]
+        assert poses == pytest.approx(expected, abs=1e-3)
+
+
+def test_where_intrinsics_are_missing_another_motion_stands_in(
+    drive: Drive, frames: list[np.ndarray], model: FeatDepth, without_pose_network: FeatDepth
+) -> None:
+    intrinsics = np.stack([drive.rig.intrinsics] * FRAMES)
+    intrinsics[3] = np.nan
+    poses, how = follow(model, frames, intrinsics)
+    assert how == [None, BY_ALIGNMENT, BY_ALIGNMENT, BY_REPETITION]
+    steps = np.linalg.inv(poses[:-1]) @ poses[1:]
+    assert steps[2] == pytest.approx(steps[1], abs=1e-5)
 
 
 def test_halfway_of_two_poses() -> None:

@@ -18,7 +18,8 @@ from PIL import Image
 
 from featdepth.config import load_config
 from featdepth.doctor import __main__ as doctor
-from featdepth.doctor.findings import PROBLEM, WARNING, Finding
+from featdepth.doctor.findings import OK, PROBLEM, SKIPPED, WARNING, Finding
+from featdepth.doctor.initial_motion import check_initial_motion
 from featdepth.doctor.plausibility import judge
 from featdepth.doctor.reprojection import fit_motion
 from featdepth.doctor.survey import Survey
@@ -340,3 +341,16 @@ def test_real_excerpts_are_healthy(folder: str, options: dict[str, object], tmp_
             (tmp_path / f"{name}_files.txt").write_text(chosen)
         options = options | {"split": str(tmp_path)}
     assert faults(diagnose(tmp_path, SHARED / folder, **options)) == set()
+
+
+def test_the_motion_of_an_initial_model_is_compared_with_alignment(config_file: Path, finished_run: Path) -> None:
+    """The flat depth of a model of six steps aligns them or does not; either is said, and no more is judged."""
+    config = load_config(config_file, [f"model.init={finished_run}/model"], training=False)
+    survey = Survey(config, SAMPLES)
+    (finding,) = check_initial_motion(survey, set())
+    assert re.search(r"^[0-8] of 8 pairs of frames can be aligned by the depth of model.init", finding.text)
+    assert ("% off that" in finding.text) == (finding.level == OK)
+    (finding,) = check_initial_motion(survey, {"static"})
+    assert finding.level == SKIPPED
+    config.model.init = None
+    assert list(check_initial_motion(survey, set())) == []

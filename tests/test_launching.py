@@ -21,7 +21,7 @@ from featdepth.predict import __main__ as predict
 PROGRAMS = (
     *(["train.py"], ["evaluate.py"]),
     *(["-m", f"featdepth.{name}"] for name in ("predict", "doctor", "export", "prepare_video", "prepare_euroc")),
-    *(["-m", f"featdepth.{name}"] for name in ("import_weights", "score_trajectory")),
+    *(["-m", f"featdepth.{name}"] for name in ("prepare_stereo", "import_weights", "score_trajectory")),
     *(["-m", f"featdepth.data.{name}"] for name in ("cache", "motion", "synthetic")),
 )
 # Python looks here before it looks for the installed library.

@@ -17,10 +17,19 @@ from tiny_models import tiny_config, tiny_model
 
 import train
 from featdepth.errors import InputError
+from featdepth.geometry import pose_from_vector
 from featdepth.models import FeatDepth
 from featdepth.models.saved.provenance import LEARNED, NOTHING, TOO_FEW, Provenance, describe_check
 from featdepth.predict import __main__ as predict
-from featdepth.training.learned_check import FEWEST_PAIRS, Signs, judge, motion_error, photometric_gain, row_correlation
+from featdepth.training.learned_check import (
+    FEWEST_PAIRS,
+    Signs,
+    alignment_gap,
+    judge,
+    motion_error,
+    photometric_gain,
+    row_correlation,
+)
 
 # Medians measured on the synthetic street after 10 steps and after 380.
 AFTER_10 = Signs(120.0, 0.25, 0.97, -0.04)
@@ -62,6 +71,19 @@ class TestSigns:
         pose[:3, 3] *= -1
         assert motion_error(*grey, drive.intrinsics, pose)[0] > 165
         assert math.isnan(motion_error(grey[0], grey[0], drive.intrinsics, pose)[0])
+
+    def test_the_pose_network_is_compared_with_alignment(self) -> None:
+        drive = render_drive(frames=3, height=80, width=160)
+        images = torch.from_numpy(np.stack(drive.images[:2])).float().mean(3)[:, None, None] / 255
+        seen = (*images, torch.from_numpy(drive.depths[0])[None, None], torch.from_numpy(drive.intrinsics)[None])
+        pose = torch.from_numpy(np.linalg.inv(drive.poses[1]) @ drive.poses[0])[None]
+        turned, shifted = alignment_gap(*seen, pose)
+        assert turned < 0.1 and shifted < 0.05
+        turned, shifted = alignment_gap(*seen, pose_from_vector(torch.tensor([[0.0, 0.1, 0.0]]), -pose[:, :3, 3]))
+        assert turned == pytest.approx(math.degrees(0.1), rel=0.1) and shifted == pytest.approx(2, rel=0.05)
+        assert all(map(math.isnan, alignment_gap(images[0], torch.rand(1, 1, 80, 160), *seen[2:], pose)))
+        check = judge([AFTER_380._replace(turned=0.52, shifted=0.31)] * FEWEST_PAIRS)
+        assert "its network 0.52 degrees and 31% off alignment" in describe_check(check)
 
     def test_rows_and_gain(self) -> None:
         assert row_correlation(np.arange(9.0) ** 2) == pytest.approx(1) and row_correlation(np.ones(9)) == 0

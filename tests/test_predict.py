@@ -19,7 +19,8 @@ from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.evaluation.refinement import refine_stream
 from featdepth.models import FeatDepth
-from featdepth.odometry.egomotion import chain_motions, predict_motions
+from featdepth.odometry.aligned import align_motions
+from featdepth.odometry.egomotion import chain_motions
 from featdepth.odometry.trajectory_files import read_trajectory
 from featdepth.predict import __main__ as predict
 from featdepth.predict import outputs
@@ -116,7 +117,8 @@ class TestDepth:
             assert points["xyz"][:, 2] == pytest.approx(depth[y, x], rel=1e-5)
             assert (points["rgb"] == load_photo(clip / f"{number}.png")[y, x]).all()
         frames = [load_photo(clip / f"{number}.png") for number in range(FRAMES)]
-        expected = chain_motions(predict_motions(FeatDepth.from_pretrained(checkpoint), frames))
+        motions, _ = align_motions(FeatDepth.from_pretrained(checkpoint).eval(), frames, intrinsics)
+        expected = chain_motions(motions)
         kitti, tum = (read_trajectory(made / f"trajectory_{name}.txt") for name in ("kitti", "tum"))
         assert kitti.poses == pytest.approx(expected, abs=1e-5) and tum.poses == pytest.approx(expected, abs=1e-5)
         assert tum.times == pytest.approx(np.arange(FRAMES) / 10)
@@ -343,9 +345,6 @@ class TestBadInput:
     ) -> None:
         tiny_model(tiny_config("autoencoder", [0])).save_pretrained(tmp_path / "autoencoder")
         assert "predicts no depth" in predict_here(clip, model=tmp_path / "autoencoder").error_line()
-        tiny_model(tiny_config("photometric", [0, "s"])).save_pretrained(tmp_path / "stereo")
-        line = predict_here(clip, "--save", "trajectory", model=tmp_path / "stereo").error_line()
-        assert "has learned no motion" in line
         shutil.copytree(checkpoint, tmp_path / "newer")
         content = json.loads((tmp_path / "newer" / "config.json").read_text())
         (tmp_path / "newer" / "config.json").write_text(json.dumps(content | {"format": 99}))

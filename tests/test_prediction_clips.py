@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from featdepth.errors import InputError
 from featdepth.odometry.trajectory_files import read_trajectory
-from featdepth.predict.clip_outputs import MOST_QUEUED, ClipOutputs, Consumer, PageFrames, reduced
+from featdepth.predict.clip_outputs import MOST_NAMED, MOST_QUEUED, ClipOutputs, Consumer, PageFrames, Way, reduced
 from featdepth.predict.frames import InputFrame
+from featdepth.predict.intrinsics import FrameCamera
+from featdepth.predict.network import BY_ALIGNMENT, BY_POSE_NETWORK, BY_REPETITION
 from featdepth.predict.outputs import Saved
 from featdepth.predict.page import MOST_SHOWN
 from featdepth.predict.point_cloud import depth_to_points
@@ -25,7 +28,8 @@ def saved_frame(index: int, size: tuple[int, int] = (6, 8)) -> Saved:
     pose = np.eye(4)
     pose[2, 3] = index
     intrinsics = np.array([[10.0, 0, size[1] / 2 - 0.5], [0, 10.0, size[0] / 2 - 0.5], [0, 0, 1]])
-    return Saved(frame, np.full(size, 5.0, np.float32), intrinsics, pose)
+    frame = frame._replace(camera=FrameCamera(intrinsics))
+    return Saved(frame, np.full(size, 5.0, np.float32), intrinsics, pose, BY_ALIGNMENT if index else None)
 
 
 class TestThreads:
@@ -74,6 +78,36 @@ def test_a_clip_that_fails_leaves_no_trajectory(tmp_path: Path) -> None:
             clip.add(saved_frame(index))
     trajectory = read_trajectory(tmp_path / "clip" / "trajectory_tum.txt")
     assert trajectory.poses[:, 2, 3].tolist() == [0, 1, 3] and trajectory.times == pytest.approx([0, 0.1, 0.3])
+
+
+class TestWay:
+    @pytest.mark.parametrize(
+        ("lost", "stand_in", "expected"),
+        [
+            ([], None, "9 of 9 pairs of frames aligned"),
+            ([4, 7], BY_POSE_NETWORK, "7 of 9 pairs of frames aligned; to 4, 7 stands in the pose network's"),
+            (range(2, 10), BY_REPETITION, "aligned; to 2, 3, 4, 5, 6 and 3 more stands in the motion before it"),
+        ],
+    )
+    def test_frames_whose_motion_is_anothers_are_named(self, lost: list[int], stand_in: str, expected: str) -> None:
+        way = Way()
+        for index in range(10):
+            way.add(saved_frame(index)._replace(**{"motion": stand_in} if index in lost else {}))
+        assert way.is_known and way.describe().endswith(expected) and len(way.others) <= MOST_NAMED
+
+    def test_a_clip_of_which_nothing_is_known_has_no_way(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        settings = Settings(tmp_path, ["trajectory", "page", "fused_points"])
+        message = (
+            "clip: no fused_points, trajectory: 0 of 2 pairs of frames aligned; to 1, 2 stands in the motion before"
+        )
+        with (
+            pytest.raises(InputError, match=message),
+            ClipOutputs(FrameSource("clip", tmp_path / "clip", {}), settings, None) as clip,
+        ):
+            for index in range(3):
+                clip.add(saved_frame(index)._replace(motion=BY_REPETITION if index else None))
+        assert [path.name for path in (tmp_path / "clip").iterdir()] == ["page.html"]
+        assert "0 of 2 pairs" in capsys.readouterr().out
 
 
 class TestPageFrames:

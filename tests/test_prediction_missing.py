@@ -88,16 +88,25 @@ def test_a_calibration_that_cannot_be_read_costs_what_needs_it(
 ) -> None:
     (tmp_path / "clip" / "intrinsics.txt").write_text("no matrix")
     result = predict_here("--save", "depth_png,npz,page,trajectory")
-    assert result.code == 2 and "clip: no npz, page: " in result.err and "intrinsics.txt" in result.err
-    assert made(tmp_path) == {"0_depth.png", "1_depth.png", "trajectory_kitti.txt", "trajectory_tum.txt"}
+    assert result.code == 2 and "clip: no npz, page, trajectory: " in result.err and "intrinsics.txt" in result.err
+    assert made(tmp_path) == {"0_depth.png", "1_depth.png"}
     succeeded(predict_here("--save", "npz", *FIELD))
 
 
-def test_what_the_model_cannot_do_costs_nothing_else(predict_here: Callable[..., Result], tmp_path: Path) -> None:
-    tiny_model(tiny_config("photometric", [0, "s"])).save_pretrained(tmp_path / "model")
-    result = predict_here("--save", "depth_png,trajectory")
-    assert result.code == 2 and "no trajectory: the model has learned no motion" in result.err
+def test_the_way_needs_intrinsics_or_a_pose_network(predict_here: Callable[..., Result], tmp_path: Path) -> None:
+    result = succeeded(predict_here("--save", "trajectory"))
+    assert "clip: by the pose network; to align the frames give --intrinsics FILE or --field" in result.out
+    without = tmp_path / "without"
+    tiny_model(tiny_config("photometric", [0, "s"])).save_pretrained(without)
+    options = ("--save", "depth_png,trajectory", "--checkpoint", without, "--overwrite")
+    result = predict_here(*options)
+    assert result.code == 2 and "clip: no trajectory: its camera's intrinsics are unknown; give" in result.err
     assert made(tmp_path) == {"0_depth.png", "1_depth.png"}
+    # The two pictures are the same.
+    assert "clip: 1 of 1 pair of frames aligned" in succeeded(predict_here(*options, *FIELD)).out
+    file = tmp_path / "out" / "clip" / "trajectory_tum.txt"
+    assert read_trajectory(file).poses[1] == pytest.approx(np.eye(4), abs=1e-3)
+    assert "motion: 1 of 1 pair" in file.read_text()
 
 
 class TestCameraHeight:

@@ -24,7 +24,7 @@ from featdepth.cameras.lenses import Lens, remap, undistort_points
 from featdepth.data.films import read_pictures
 from featdepth.data.listing import list_images
 from featdepth.prepare_video import __main__ as prepare_video
-from featdepth.prepare_video import record
+from featdepth.prepare_video import preparation, record
 from featdepth.prepare_video.frame_choice import sharpness
 from featdepth.prepare_video.speed import odometer, read_speeds
 
@@ -168,14 +168,14 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, monkey
     succeeded(prepare("street", "--out", "whole"))
     lines = manifest(tmp_path / "whole")
     assert {line["verdict"] for line in lines} >= {"first", "kept", "duplicate", "blurred", "cut"}
-    write, judge = prepare_video.write_frame, prepare_video.judge
+    write, judge = preparation.write_frame, preparation.judge
     judged = []
 
     def count(*arguments: Any) -> Any:
         judged.append(arguments)
         return judge(*arguments)
 
-    monkeypatch.setattr(prepare_video, "judge", count)
+    monkeypatch.setattr(preparation, "judge", count)
     for stop in (1, 3, 5, 7):
         written = []
 
@@ -187,12 +187,12 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, monkey
                 raise KeyboardInterrupt
             write(path, pixels)
 
-        monkeypatch.setattr(prepare_video, "write_frame", failing)
+        monkeypatch.setattr(preparation, "write_frame", failing)
         assert prepare("street", "--out", f"part{stop}").code == 130
         with open(tmp_path / f"part{stop}" / "journal.jsonl", "a") as journal:
             journal.write('{"source": "street", "ind')
         before = (tmp_path / f"part{stop}" / "journal.jsonl").read_text().count('"verdict"')
-        monkeypatch.setattr(prepare_video, "write_frame", write)
+        monkeypatch.setattr(preparation, "write_frame", write)
         judged.clear()
         succeeded(prepare("street", "--out", f"part{stop}"))
         assert len(judged) == len(lines) - before
@@ -459,13 +459,13 @@ def test_names_keep_all_letters_and_never_collide(tmp_path: Path) -> None:
 
 def test_small_work_runs_on_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
-    judge = prepare_video.judge
+    judge = preparation.judge
 
     def judged(*arguments: Any) -> Any:
         threads.append(torch.get_num_threads())
         return judge(*arguments)
 
-    monkeypatch.setattr(prepare_video, "judge", judged)
+    monkeypatch.setattr(preparation, "judge", judged)
     monkeypatch.setattr(
         "sys.argv", ["x", str(write_images(tmp_path / "a", street(0, 4))), "--out", str(tmp_path / "b")]
     )

@@ -10,10 +10,21 @@ from torch import Tensor
 from featdepth.errors import InputError
 
 SHORTEST, LONGEST = 0.001, 10.0  # metres: what is called a pair, from endoscopes to masts
-USUAL = (0.02, 1.0)  # metres
+USUAL_BASELINE = (0.02, 1.0)  # metres
 OFF_AXIS = 0.1  # of the baseline, y and z: cameras are mounted askew by less, and rectification leaves none
 TURNED = 0.02  # radians against each other
 UNITS = {"millimetres": 1000.0, "centimetres": 100.0}  # by how many of them make a metre
+# What recognisable points tell of a rectified pair.
+RIGHT_SIGN = 0.8  # share of the points that must be shifted as the calibration says
+ENOUGH = 0.001  # of the width: points that are shifted by less have no sign
+NEAREST, FARTHEST = 0.05, 150.0  # metres: median depth of the points, from endoscopes to landscapes
+
+
+def beside(baseline: float) -> np.ndarray:
+    """right_from_left 4x4 of a rectified pair whose right camera is `baseline` metres to the right of the left one."""
+    pose = np.eye(4)
+    pose[0, 3] = -baseline
+    return pose
 
 
 def check_stereo_pose(where: str, pose: np.ndarray, side: str) -> None:
@@ -55,9 +66,13 @@ def check_baselines(root: str, poses: Mapping[Hashable, Tensor]) -> None:
             )
 
 
-def likely_units(length: float) -> list[str]:
-    """In which units a baseline that was taken for `length` metres would be a usual one."""
-    return [unit for unit, count in UNITS.items() if USUAL[0] <= length / count <= USUAL[1]]
+def likely_units(length: float, depth: float | None = None) -> list[str]:
+    """In which units a baseline that was taken for `length` metres would be a usual one.
+
+    depth: metres to the median point if it were; those in which the point is no usual place are left out.
+    """
+    usual = [unit for unit, count in UNITS.items() if USUAL_BASELINE[0] <= length / count <= USUAL_BASELINE[1]]
+    return [unit for unit in usual if depth is None or NEAREST <= depth / UNITS[unit] <= FARTHEST]
 
 
 def name_of(camera: object) -> str:

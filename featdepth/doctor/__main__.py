@@ -20,6 +20,7 @@ from featdepth.doctor.cost import check_cost
 from featdepth.doctor.findings import PROBLEM, WARNING, Finding, faults_of, skipped
 from featdepth.doctor.focal_length import check_focal_length
 from featdepth.doctor.ground_truth_fit import check_ground_truth
+from featdepth.doctor.initial_motion import check_initial_motion
 from featdepth.doctor.leakage import check_leakage
 from featdepth.doctor.movement import check_exposure, check_motion, check_texture
 from featdepth.doctor.order import check_order
@@ -49,6 +50,7 @@ CHECKS = (
     check_focal_length,
     check_stereo,
     check_ground_truth,
+    check_initial_motion,
     check_files,
 )
 

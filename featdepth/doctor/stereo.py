@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from featdepth.data.baselines import UNITS, likely_units
+from featdepth.data.baselines import ENOUGH, FARTHEST, NEAREST, RIGHT_SIGN, likely_units
 from featdepth.data.samples import STEREO
 from featdepth.doctor.findings import Finding, ok, problem, skipped
 from featdepth.doctor.survey import Pair, Survey
@@ -14,10 +14,7 @@ from featdepth.doctor.survey import Pair, Survey
 CHECK = "stereo"
 MOST_PAIRS = 12
 FEWEST_PAIRS = 2
-RIGHT_SIGN = 0.8  # share of the points that must be shifted as the calibration says
 ROWS = 0.0025  # of the width: median distance of a point's rows; half of it is what rectified pairs stay below
-NEAREST, FARTHEST = 0.05, 150.0  # metres: median depth of recognisable points, from endoscopes to landscapes
-ENOUGH = 0.001  # of the width: points that are shifted by less have no sign
 
 
 def check_stereo(survey: Survey, faults: set[str]) -> Iterator[Finding]:
@@ -78,7 +75,7 @@ def unit_finding(survey: Survey, pairs: list[Pair]) -> Finding:
     if NEAREST <= depth <= min(FARTHEST, limit):
         return ok(CHECK, text, expected)
     advice = "compare the baseline with the cameras, in metres"
-    units = [unit for unit in likely_units(length) if depth > FARTHEST and NEAREST <= depth / UNITS[unit] <= FARTHEST]
+    units = likely_units(length, depth) if depth > FARTHEST else []
     if units:
         advice = f"the baseline is probably in {' or '.join(units)}: write it in metres"
     elif depth <= FARTHEST and depth > limit:

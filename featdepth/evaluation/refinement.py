@@ -24,14 +24,16 @@ from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.metrics.depth import DepthScores, mean_scores
 from featdepth.models import FeatDepth
+from featdepth.models.featdepth import Prediction
 from featdepth.models.inputs import resized
-from featdepth.objective import compute_losses
+from featdepth.objective import compute_losses, upsampled_depths
+from featdepth.odometry.aligned import Pairs, align_both_ways
 from featdepth.training.validation import predict_disparity, score_prediction
 
-# Learning rates of the depth network. Two cameras at known places, at one moment, teach reliably. With one, depth can
-# be no better than the motion that the pose network guesses, so that has to learn faster, by a factor.
+# Learning rates of the depth network: two cameras at known places, at one moment, teach more reliably than one.
 STEREO_RATE, MONOCULAR_RATE = 1e-4, 1e-5
-POSE_FACTOR = 20
+REALIGNED = 4  # steps of one frame that a motion serves before it is found anew, with the depth as it is then
+HELD = 1.0  # weight of the squared change of the mean logarithm of depth, which nothing else holds with one camera
 LOSS = Loss(automask=True)  # what stands still or drives ahead at our own speed would be pushed to infinity
 
 
@@ -39,9 +41,10 @@ class Refiner:
     """A model that adapts to a stream of frames.
 
     model: the adapted copy, in evaluation mode, to predict with; the given one stays as it is, and where `reset` goes
-    back to. Batch statistics stay those of training; depth and pose networks learn, by Adam. The objective is that of
-    training without features: photometric error and smoothness. A stereo stream learns the metres of its baseline; with
-    one camera nothing but the weights holds the scale, which may drift (docs/refinement.md has figures).
+    back to. Batch statistics stay those of training; the depth network learns, by Adam. The objective is that of
+    training without features: photometric error and smoothness. A stereo stream learns the metres of its baseline. With
+    one camera motion is that of alignment with the depth as it is (see `featdepth.odometry.aligned`), which says
+    nothing of its scale: a term holds the one that the given model sees.
 
     Raises InputError for a model that has no depth.
     """
@@ -56,12 +59,8 @@ class Refiner:
     def reset(self) -> None:
         """Begin a new clip: the original weights, no memory of frames or gradients."""
         self.model = copy.deepcopy(self.original).eval().requires_grad_(False)
-        groups = []
-        for kind, factor in (("depth_", 1), ("pose_", POSE_FACTOR)):
-            networks = [network for name, network in self.model.named_children() if name.startswith(kind)]
-            parameters = [each for network in networks for each in network.requires_grad_(True).parameters()]
-            groups += [{"params": parameters, "factor": factor}] if parameters else []
-        self.optimizer = torch.optim.Adam(groups)
+        networks = (self.model.depth_encoder, self.model.depth_decoder)
+        self.optimizer = torch.optim.Adam([each for net in networks for each in net.requires_grad_(True).parameters()])
         self.past: list[Tensor] = []  # at most two frames
 
     def learn(
@@ -72,7 +71,7 @@ class Refiner:
         image: `[3, H, W]` in [0, 1], of any size; intrinsics: `[3, 3]`, pixels of that size; other: the other camera's
         image at the same time, with stereo_pose other_from_image `[4, 4]` in metres. With it, the image is explained
         from the other one; without, the frame before it from both of its neighbours, of which one shows what the other
-        hides. Where these are not there yet, or the model has learned no motion, nothing happens. Raises InputError for
+        hides, as far as they can be aligned. Where these are not there yet, nothing happens. Raises InputError for
         another camera where the model has no metric scale.
         """
         if other is not None and self.model.settings.metres_per_unit is None:
@@ -81,35 +80,50 @@ class Refiner:
         device = next(self.model.depth_encoder.parameters()).device
         image, intrinsics = resized(image[None].to(device), size)[0], scaled(intrinsics.to(device), image, size)
         if other is not None:
-            images = [image, resized(other[None].to(device), size)[0]]
-            self.descend(images, [STEREO], intrinsics, STEREO_RATE, stereo_pose[None].to(device))
-        elif len(self.past) == 2 and self.model.has_motion:
-            self.descend([self.past[1], self.past[0], image], [-1, 1], intrinsics, MONOCULAR_RATE)
+            frames = torch.stack([image, resized(other[None].to(device), size)[0]])[None]
+            poses = self.model.poses(frames, [STEREO], stereo_pose[None].to(device))
+            self.descend(frames, poses, intrinsics[None])
+        elif len(self.past) == 2:
+            self.descend(torch.stack([self.past[1], self.past[0], image])[None], None, intrinsics[None])
         self.past = [*self.past[-1:], image]
 
-    def descend(
-        self,
-        images: Sequence[Tensor],
-        sources: Sequence[int | str],
-        intrinsics: Tensor,
-        rate: float,
-        stereo_pose: Tensor | None = None,
-    ) -> None:
-        """`steps` steps of gradient descent on target and `sources`, each `[3, H, W]` at the model's size."""
-        frames = torch.stack(list(images))[None]
-        batch = {"images": frames, "intrinsics": intrinsics[None]}
+    def descend(self, frames: Tensor, poses: Tensor | None, intrinsics: Tensor) -> None:
+        """`steps` steps of gradient descent on target and sources `[1, F, 3, H, W]`, at the model's size.
+
+        poses: source_from_target `[1, F-1, 4, 4]`, network units; None: found by alignment. intrinsics: `[1, 3, 3]`.
+        """
+        is_free, seen = poses is None, frames
         for group in self.optimizer.param_groups:
-            group["lr"] = group["factor"] * (rate if self.learning_rate is None else self.learning_rate)
+            group["lr"] = self.learning_rate or (MONOCULAR_RATE if is_free else STEREO_RATE)
         # The networks of features would be run for nothing, and intrinsics are given.
         config = Config(model=dataclasses.replace(self.model.settings, objective="photometric"), loss=LOSS)
-        for _ in range(self.steps):
-            losses = compute_losses(self.model.depth_and_motion(frames, sources, stereo_pose), batch, config)
+        for step in range(self.steps):
+            if is_free and step % REALIGNED == 0:
+                poses, is_aligned = self.align(frames, intrinsics)
+                if not is_aligned.any():
+                    return
+                seen, poses = torch.cat([frames[:, :1], frames[:, 1:][:, is_aligned]], dim=1), poses[:, is_aligned]
+                held = self.original.to_depth(self.original.predict_disparity(frames[:, 0])).log().mean()
+            prediction = Prediction(self.model.depth(frames[:, 0]), poses)
+            losses = compute_losses(prediction, {"images": seen, "intrinsics": intrinsics}, config)
             loss = torch.stack(list(losses.values())).sum()
+            if is_free:
+                depth = upsampled_depths(prediction, frames.shape[-2:], config)[0]
+                loss = loss + HELD * (depth.log().mean() - held).square()
             if not loss.isfinite():
                 raise InputError("refinement: the loss is no longer finite; lower the learning rate")
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+
+    @torch.no_grad()
+    def align(self, frames: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+        """source_from_target `[1, F-1, 4, 4]` by the depth as it is now, and which of them are found `[F-1]`."""
+        depth = self.model.to_depth(self.model.predict_disparity(frames[0]))
+        (target, sources), (near, far) = (each.split([1, len(each) - 1]) for each in (frames[0], depth))
+        target, near, intrinsics = (each.expand(len(sources), *each.shape[1:]) for each in (target, near, intrinsics))
+        poses, is_aligned = align_both_ways(Pairs(target, sources, near, far, intrinsics), None)
+        return poses[None], is_aligned
 
 
 def scaled(intrinsics: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -66,7 +66,9 @@ def align_motions(
         waiting = waiting[-1:] + [seen_frame(model, frame) for frame in each]
         if len(waiting) < 2:
             continue
-        found, agree = align_neighbours(model, torch.stack(waiting), scaled, previous)
+        images = torch.stack(waiting)
+        depth = model.to_depth(model.predict_disparity(images))
+        found, agree = align_neighbours(model, neighbours(images, depth, scaled.expand(len(images), 3, 3)), previous)
         previous = found[-1:]
         motions.append(scale_translation(found, model.settings.metres_per_unit or 1.0).cpu().double().numpy())
         is_aligned.append(agree.cpu().numpy())
@@ -80,25 +82,27 @@ def batches(frames: Iterable[np.ndarray | Tensor], size: int) -> Iterable[list[n
         yield batch
 
 
-@torch.no_grad()
-def align_neighbours(
-    model: FeatDepth, images: Tensor, intrinsics: Tensor, previous: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """later_from_earlier `[N-1, 4, 4]` (network units) of neighbours among N images, and which of them are aligned.
+def neighbours(images: Tensor, depth: Tensor, intrinsics: Tensor) -> Pairs:
+    """The pairs of N frames in their order: images `[N, 3, H, W]`, depth `[N, 1, H, W]`, intrinsics `[N, 3, 3]`."""
+    return Pairs(images[:-1], images[1:], depth[:-1], depth[1:], (intrinsics[:-1] + intrinsics[1:]) / 2)
 
-    images: `[N, 3, H, W]` in [0, 1] of the model's size; intrinsics: `[3, 3]`; previous: the motion `[1, 4, 4]` before
-    the first, if there is one.
+
+@torch.no_grad()
+def align_neighbours(model: FeatDepth, pairs: Pairs, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    """later_from_earlier `[N-1, 4, 4]` (network units) of the pairs of N frames, and which of them are aligned.
+
+    Pairs whose intrinsics are NaN are not tried. previous: the motion `[1, 4, 4]` before the first, if there is one.
     """
-    depth = model.to_depth(model.predict_disparity(images))
-    count = len(images) - 1
-    pairs = Pairs(images[:-1], images[1:], depth[:-1], depth[1:], intrinsics.expand(count, 3, 3))
-    motions, is_aligned = align_both_ways(pairs, None)
-    guesses = []
-    if model.has_motion:
-        guesses.append(model.motion(pairs.earlier, pairs.later).float())
-    guesses.append(constant_velocity(motions, is_aligned, previous))
+    is_known = pairs.intrinsics.isfinite().flatten(1).all(1)
+    identity = torch.eye(4, device=is_known.device).repeat(len(is_known), 1, 1)
+    motions, is_settled = align_again(pairs, identity, identity, ~is_known)
+    if (is_settled & is_known).all():
+        return motions, is_settled
+    guesses = [model.motion(pairs.earlier, pairs.later).float()] if model.has_motion else []
+    guesses.append(constant_velocity(motions, is_settled & is_known, previous))
     for guess in guesses:
-        motions, is_aligned = align_again(pairs, guess, motions, is_aligned)
+        motions, is_settled = align_again(pairs, guess, motions, is_settled)
+    is_aligned = is_settled & is_known
     return torch.where(is_aligned[:, None, None], motions, guesses[0]), is_aligned
 
 

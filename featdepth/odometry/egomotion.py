@@ -12,7 +12,7 @@ from featdepth.errors import InputError
 from featdepth.geometry import scale_translation
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import resized
-from featdepth.odometry.rotations import nearest_rotations
+from featdepth.odometry.rotations import nearest_rotations, rotation_angles
 
 LARGEST_BATCH = 8  # pairs of frames
 
@@ -76,6 +76,13 @@ def motions_between(model: FeatDepth, earlier: Tensor, later: Tensor) -> np.ndar
     """
     motions = model.motion(earlier, later).float()
     return scale_translation(motions, model.metres).cpu().numpy().astype(np.float64)
+
+
+def motion_gap(motion: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Degrees between the rotations of two poses 4x4, and the gap of their translations in parts of the reference's."""
+    turn = rotation_angles((reference[:3, :3].T @ motion[:3, :3])[None])[0]
+    gap, length = np.linalg.norm(motion[:3, 3] - reference[:3, 3]), np.linalg.norm(reference[:3, 3])
+    return float(np.degrees(turn)), float(gap / max(length, 1e-12))
 
 
 def chain_motions(motions: np.ndarray) -> np.ndarray:

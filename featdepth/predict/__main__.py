@@ -28,13 +28,12 @@ from featdepth.config import Config, Train
 from featdepth.console import count
 from featdepth.errors import InputError, run_program
 from featdepth.models import FeatDepth
-from featdepth.odometry.egomotion import check_has_pose
 from featdepth.parallel.accelerator import device_name, make_accelerator, precision
 from featdepth.parallel.processes import on_all_processes, on_main_process
 from featdepth.predict.intrinsics import Cameras
 from featdepth.predict.made_with import model_digest
 from featdepth.predict.predictor import Predictor, Tally, gather_tally, print_failure
-from featdepth.predict.settings import NEEDS_POSES, Settings, parse_arguments
+from featdepth.predict.settings import Settings, parse_arguments
 from featdepth.predict.side_by_side import check_video_writer
 from featdepth.predict.sources import FrameSource
 from featdepth.predict.work import describe, plan_work, share
@@ -87,15 +86,13 @@ def load_model(arguments: argparse.Namespace) -> FeatDepth:
     model = FeatDepth.from_pretrained(arguments.checkpoint)
     if not model.has_depth:
         raise InputError(f"{arguments.checkpoint}: objective {model.settings.objective} predicts no depth")
-    divide_kinds(arguments.save, model)
-    if arguments.refine:
-        check_has_pose(model)
+    divide_kinds(arguments.save)
     return model
 
 
 def choose_settings(arguments: argparse.Namespace, model: FeatDepth) -> tuple[Settings, list[str]]:
     """The settings that the command line means for this model, and a line for each kind that cannot be made."""
-    save, impossible = divide_kinds(arguments.save, model)
+    save, impossible = divide_kinds(arguments.save)
     doubts = [model.provenance.doubt]
     if model.cameras is not None and arguments.intrinsics is None and arguments.field_of_view is None:
         doubts.append(model.cameras.warning((model.height, model.width)))
@@ -112,26 +109,18 @@ def choose_settings(arguments: argparse.Namespace, model: FeatDepth) -> tuple[Se
     return settings, impossible
 
 
-def divide_kinds(save: list[str], model: FeatDepth) -> tuple[list[str], list[str]]:
-    """The kinds of `save` that can be made here with this model, and a line for those that cannot.
-
-    Raises InputError where none can.
-    """
-    troubles: dict[str, list[str]] = {}
-    checks = ((NEEDS_POSES, lambda: check_has_pose(model)), ({"video"}, check_video_writer))
-    for kinds, check in checks:
-        asked = [kind for kind in save if kind in kinds]
-        if not asked:
-            continue
-        try:
-            check()
-        except InputError as error:
-            troubles[f"no {', '.join(asked)}: {error}"] = asked
-    missing = {kind for kinds in troubles.values() for kind in kinds}
-    left = [kind for kind in save if kind not in missing]
-    if not left:
-        raise InputError("; ".join(troubles))
-    return left, list(troubles)
+def divide_kinds(save: list[str]) -> tuple[list[str], list[str]]:
+    """The kinds of `save` that can be made here, and a line for those that cannot. Raises InputError where none can."""
+    if "video" not in save:
+        return save, []
+    try:
+        check_video_writer()
+    except InputError as error:
+        trouble, left = f"no video: {error}", [kind for kind in save if kind != "video"]
+        if not left:
+            raise InputError(trouble) from error
+        return left, [trouble]
+    return save, []
 
 
 def plan_here(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,23 +12,27 @@ from threading import Thread
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
+from featdepth.console import count
 from featdepth.drawing import nearest_depth
 from featdepth.errors import InputError
 from featdepth.geometry import resize_intrinsics
 from featdepth.odometry.trajectory_files import write_kitti, write_tum
 from featdepth.predict.fusion import DepthView, FusedCloud, fuse
+from featdepth.predict.intrinsics import ADVICE
+from featdepth.predict.network import BY_ALIGNMENT, BY_POSE_NETWORK
 from featdepth.predict.outputs import Saved, clip_files, page_frame, page_notes
 from featdepth.predict.page import MOST_SHOWN, WIDEST, write_page
 from featdepth.predict.point_cloud import PointCloud, write_ply
-from featdepth.predict.settings import Settings
+from featdepth.predict.settings import USES_POSES, Settings
 from featdepth.predict.side_by_side import write_side_by_side
 from featdepth.predict.sources import FrameSource
 from featdepth.scale import unit_of
 
-SEQUENCE_KINDS = {"trajectory", "fused_points", "page"}
 MOST_QUEUED = 8  # frames that wait for each
 PATIENCE = 0.5  # seconds between two looks at whether a thread still takes frames
+MOST_NAMED = 5  # frames whose motion is another's
 
 
 class Abandoned(Exception):
@@ -82,7 +86,7 @@ class ClipOutputs:
 
     def __init__(self, source: FrameSource, settings: Settings, scale_source: str | None) -> None:
         wanted = {kind for kind in settings.save if source.is_clip}
-        makers = [make_sequence] if wanted & SEQUENCE_KINDS else []
+        makers = [make_sequence] if wanted & USES_POSES else []
         makers += [make_video] if "video" in wanted else []
         about = {"source": source, "settings": settings, "scale_source": scale_source}
         self.makers = [Consumer(partial(make, **about)) for make in makers]
@@ -119,9 +123,8 @@ def make_video(frames: Iterator[Saved], source: FrameSource, settings: Settings,
 
 def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale_source: str | None) -> None:
     """The camera's path, one point cloud of all frames, and the page that shows both."""
-    unit, page = unit_of(scale_source), PageFrames()
+    unit, page, way = unit_of(scale_source), PageFrames(), Way()
     times: list[float] = []
-    poses: list[np.ndarray] = []
     lacking = set(settings.save)  # that can be made of no frame, which is said with the frames
 
     def views() -> Iterator[DepthView]:
@@ -129,7 +132,7 @@ def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settin
             frame = saved.frame
             lacking.intersection_update(frame.camera.lacking)
             times.append(frame.index / settings.frame_rate if frame.seconds is None else frame.seconds)
-            poses.append(saved.pose)
+            way.add(saved)
             if "page" in settings.save:
                 page.add(saved)
             if saved.pose is not None and saved.intrinsics is not None:
@@ -143,21 +146,64 @@ def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settin
         except InputError as error:
             trouble = error
     deque(views(), maxlen=0)
-    if not times:
+    wanted = USES_POSES.intersection(settings.save) - lacking
+    if not times or not wanted:
         return
-    if "trajectory" in settings.save:
+    note = way.describe()
+    tqdm.write(f"motion     {source.path}: {note}")
+    if not way.is_known:
+        fused, trouble = None, InputError(f"no {', '.join(sorted(wanted - {'page'}) or ['way'])}: {note}")
+    elif "trajectory" in wanted:
         kitti, tum = clip_files(source, settings, "trajectory")
-        write_kitti(kitti, np.stack(poses))
-        write_tum(tum, np.stack(poses), times, f"unit: {unit}")
-    if "page" in settings.save and "page" not in lacking:
+        write_kitti(kitti, np.stack(way.poses))
+        write_tum(tum, np.stack(way.poses), times, f"unit: {unit}; motion: {note}")
+    if "page" in wanted:
         (path,) = clip_files(source, settings, "page")
-        notes = [str(trouble)] if page.has_clouds and trouble is not None else []
-        page.write(path, source, scale_source, settings, fused, None if poses[0] is None else np.stack(poses), notes)
-    if "fused_points" in settings.save and "fused_points" not in lacking:
-        if trouble is not None:
-            raise InputError(f"{source.path}: {trouble}")
+        notes = [f"Motion: {note}."]
+        notes += [str(trouble)] if page.has_clouds and trouble is not None and way.is_known else []
+        page.write(path, source, scale_source, settings, fused, np.stack(way.poses) if way.is_known else None, notes)
+    if trouble is not None and wanted & ({"fused_points"} if way.is_known else {"fused_points", "trajectory"}):
+        raise InputError(f"{source.path}: {trouble}")
+    if "fused_points" in wanted:
         (path,) = clip_files(source, settings, "fused_points")
         write_ply(path, fused.points, fused.colours, unit)
+
+
+class Way:
+    """The camera's way through a clip, and how it was found."""
+
+    def __init__(self) -> None:
+        self.poses: list[np.ndarray] = []
+        self.has_intrinsics = False
+        self.found: Counter[str] = Counter()  # how many motions in which way
+        self.others: list[str] = []  # frames to which another motion stands in, the first of them
+
+    def add(self, saved: Saved) -> None:
+        self.poses.append(saved.pose)
+        self.has_intrinsics |= saved.frame.camera.intrinsics is not None
+        if saved.motion is not None:
+            self.found[saved.motion] += 1
+            if saved.motion != BY_ALIGNMENT and len(self.others) < MOST_NAMED:
+                self.others.append(saved.frame.name)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any motion between two frames was found, or there are no two."""
+        return len(self.poses) == 1 or not {BY_ALIGNMENT, BY_POSE_NETWORK}.isdisjoint(self.found)
+
+    def describe(self) -> str:
+        """How its motions were found, in words."""
+        pairs, aligned = self.found.total(), self.found[BY_ALIGNMENT]
+        if not self.has_intrinsics:
+            found = "by the pose network" if BY_POSE_NETWORK in self.found else "unknown"
+            return f"{found}; to align the frames {ADVICE}"
+        words = f"{aligned} of {count(pairs, 'pair')} of frames aligned"
+        if aligned == pairs:
+            return words
+        more = pairs - aligned - len(self.others)
+        names = ", ".join(self.others) + (f" and {more} more" if more else "")
+        stand_in = next(each for each in self.found if each != BY_ALIGNMENT)
+        return f"{words}; to {names} stands in {stand_in}"
 
 
 class PageFrames:

@@ -46,6 +46,8 @@ class Cameras:
     ) -> None:
         self.calibration, self.field_of_view = calibration, field_of_view
         self.learned = None if model is None else model.cameras
+        # Without intrinsics frames cannot be aligned, and a pose network has to say how the camera moves.
+        self.needed_by = NEEDS_INTRINSICS | ({"trajectory"} if model is None or not model.has_motion else set())
         self.known: dict[tuple[Path, Size], np.ndarray | None] = {}
 
     def find(self, path: Path, size: Size) -> np.ndarray | None:
@@ -70,7 +72,7 @@ class Cameras:
             if needs_all:
                 return FrameCamera(self.need(path, size, "--refine" if settings.refine else "--camera-height"))
             intrinsics = self.find(path, size)
-            lacking = [kind for kind in users if kind in NEEDS_INTRINSICS] if intrinsics is None else []
+            lacking = [kind for kind in users if kind in self.needed_by] if intrinsics is None else []
             reason = f"its camera's intrinsics are unknown; {ADVICE}"
         except InputError as error:
             if needs_all:

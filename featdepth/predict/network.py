@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -12,16 +12,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from featdepth.evaluation.refinement import Refiner
+from featdepth.geometry import scale_translation
 from featdepth.models import FeatDepth
-from featdepth.odometry.egomotion import chain_motions, motions_between
+from featdepth.odometry.aligned import align_neighbours, neighbours
+from featdepth.odometry.egomotion import chain_motions
 from featdepth.scale import Scale
+
+# How the motion from one frame to the next was found.
+BY_ALIGNMENT, BY_POSE_NETWORK, BY_REPETITION = "alignment", "the pose network's", "the motion before it"
 
 
 class Predicted(NamedTuple):
-    """What the networks say of a frame."""
+    """What is known of a frame."""
 
     disparity: Tensor  # sigmoid, float32 [1, h, w], on the CPU
-    pose: np.ndarray | None  # world_from_camera 4x4 in the unit of the depth, the world is the first camera; or unknown
+    # world_from_camera 4x4 in the unit of the depth, the world is the first camera; None: was not asked for
+    pose: np.ndarray | None = None
+    motion: str | None = None  # how the motion to this frame was found; None: it is the first
+
+
+class Seen(NamedTuple):
+    """B frames as the networks see them, on their device."""
+
+    images: Tensor  # [B, 3, H, W] in [0, 1]
+    depth: Tensor  # [B, 1, H, W], network units
+    intrinsics: Tensor  # [B, 3, 3]; NaN: unknown
 
 
 class Launch(NamedTuple):
@@ -35,40 +50,54 @@ class Networks:
     """The networks on the frames of one source, on the device of the model."""
 
     def __init__(self, launch: Launch, model: FeatDepth, with_poses: bool = False) -> None:
-        """with_poses: follow the camera, where the model has learned motion."""
+        """with_poses: follow the camera, by alignment (see `featdepth.odometry.aligned`) as far as it can be had."""
         self.launch, self.model = launch, model
         self.depth = launch.compiled(model.depth)
-        self.with_poses = with_poses and model.has_motion
-        self.last: Tensor | None = None  # image [1, 3, H, W]
+        self.with_poses = with_poses
+        self.last: Seen | None = None  # the frame before
         self.pose = np.eye(4)  # world_from_camera of it
+        self.motion: Tensor | None = None  # to it [1, 4, 4]
 
-    def predict(self, images: Tensor, intrinsics: Sequence[np.ndarray] = ()) -> Iterator[Predicted]:
-        """What the networks say of each of the next `images` uint8 `[B, 3, H, W]`.
+    def predict(self, images: Tensor, intrinsics: np.ndarray | None = None) -> Iterator[Predicted]:
+        """What is known of each of the next `images` uint8 `[B, 3, H, W]`.
 
-        intrinsics: of each 3x3, in pixels of these images, where the networks learn from them.
+        intrinsics: `[B, 3, 3]` in pixels of these images, NaN where unknown; None: nothing has a use for them.
         """
-        return self.run(self.on_device(images))
+        return self.run(self.on_device(images), intrinsics)
 
     def on_device(self, images: Tensor) -> Tensor:
         """uint8 images as floats in [0, 1] on the device of the model."""
         return images.to(next(self.model.parameters()).device, non_blocking=True).float() / 255
 
     @torch.inference_mode()
-    def run(self, images: Tensor) -> Iterator[Predicted]:
+    def run(self, images: Tensor, intrinsics: np.ndarray | None) -> Iterator[Predicted]:
         """The same of images `[B, 3, H, W]` in [0, 1]."""
         with self.launch.autocast():
             disparities = self.depth(images)[0]
-            poses = self.follow(images) if self.with_poses else [None] * len(images)
-        return map(Predicted, disparities.float().cpu(), poses)
+        disparities = disparities.float()
+        if not self.with_poses:
+            return map(Predicted, disparities.cpu())
+        # Outside of autocast: a motion is a matter of fractions of a pixel.
+        full_size = functional.interpolate(disparities, images.shape[-2:], mode="bilinear", align_corners=False)
+        matrices = torch.from_numpy(intrinsics).to(images)
+        poses, motions = self.follow(Seen(images, self.model.to_depth(full_size), matrices))
+        return map(Predicted, disparities.cpu(), poses, motions)
 
-    def follow(self, images: Tensor) -> np.ndarray:
-        """world_from_camera `[B, 4, 4]` of the next `images` `[B, 3, H, W]` in [0, 1]."""
+    def follow(self, seen: Seen) -> tuple[np.ndarray, list[str | None]]:
+        """world_from_camera `[B, 4, 4]` of the next frames, and how the motion to each was found."""
         is_first = self.last is None
-        images = images if is_first else torch.cat([self.last, images])
-        motions = motions_between(self.model, images[:-1], images[1:]) if len(images) > 1 else np.empty((0, 4, 4))
+        seen = seen if is_first else Seen(*map(torch.cat, zip(self.last, seen, strict=True)))
+        self.last, how = Seen(*(values[-1:] for values in seen)), []
+        if len(seen.images) > 1:
+            motions, is_aligned = align_neighbours(self.model, neighbours(*seen), self.motion)
+            self.motion, stand_in = motions[-1:], BY_POSE_NETWORK if self.model.has_motion else BY_REPETITION
+            how = [BY_ALIGNMENT if aligned else stand_in for aligned in is_aligned.tolist()]
+            motions = scale_translation(motions, self.model.metres).cpu().numpy()
+        else:
+            motions = np.empty((0, 4, 4))
         poses = self.pose @ chain_motions(motions)
-        self.last, self.pose = images[-1:], poses[-1]
-        return poses if is_first else poses[1:]
+        self.pose = poses[-1]
+        return (poses, [None, *how]) if is_first else (poses[1:], how)
 
 
 class RefinedNetworks(Networks):
@@ -80,12 +109,12 @@ class RefinedNetworks(Networks):
         super().__init__(launch, self.refiner.model, with_poses)
         self.passed: tuple[Tensor, Tensor] | None = None  # image and intrinsics of the frame before
 
-    def predict(self, images: Tensor, intrinsics: Sequence[np.ndarray] = ()) -> Iterator[Predicted]:
+    def predict(self, images: Tensor, intrinsics: np.ndarray | None = None) -> Iterator[Predicted]:
         predicted: list[Predicted] = []
         for image, matrix in zip(self.on_device(images), intrinsics, strict=True):
             if self.passed is not None:
                 self.refiner.learn(*self.passed)
-            predicted += self.run(image[None])
+            predicted += self.run(image[None], matrix[None])
             self.passed = image, torch.from_numpy(matrix).float()
         return iter(predicted)
 

@@ -30,6 +30,7 @@ class Saved(NamedTuple):
     depth: np.ndarray | None = None  # [h', w'], at the size of its view; None where that was not asked for
     intrinsics: np.ndarray | None = None  # 3x3 at that size, where they are known
     pose: np.ndarray | None = None  # world_from_camera 4x4, in the unit of the depth; the world is the first camera
+    motion: str | None = None  # how the motion to it was found, see `Predicted`
     clipped: int = 0  # pixels beyond what 16 bits can say
     error: str | None = None
 
@@ -145,7 +146,7 @@ def save_frame(
     if "picture" in paths:
         write_picture(paths["picture"], draw_depth(depth, unit, settings.nearest))
     clipped = write_depth_png(paths["depth_png"], depth, unit) if "depth_png" in paths else 0
-    saved = Saved(frame, pose=pose, clipped=clipped)
+    saved = Saved(frame, pose=pose, motion=predicted.motion, clipped=clipped)
     if frame.view is None:
         return saved
     view, shown = frame.view.numpy(), tuple(frame.view.shape[:2])

@@ -160,7 +160,7 @@ class Predictor:
         for frame in decisive if source.is_clip else []:
             if frame.camera.is_hopeless:
                 raise InputError(frame.camera.reason)
-        intrinsics = [self.seen_intrinsics(frame) for frame in present if self.settings.refine and source.is_clip]
+        intrinsics = np.array([self.seen_intrinsics(frame) for frame in present])
         predicted = networks.predict(batch.images, intrinsics) if present else iter(())
         for frame in frames:
             if frame.error is not None:
@@ -178,7 +178,9 @@ class Predictor:
         return frame._replace(camera=self.cameras.of_frame(Path(frame.path), frame.size, source, self.settings))
 
     def seen_intrinsics(self, frame: InputFrame) -> np.ndarray:
-        """Intrinsics 3x3 of a frame as the networks see it."""
+        """Intrinsics 3x3 of a frame as the networks see it; NaN where they are unknown, or of no use."""
+        if frame.camera.intrinsics is None:
+            return np.full((3, 3), np.nan)
         intrinsics = torch.from_numpy(frame.camera.intrinsics)
         return resize_intrinsics(intrinsics, frame.size, self.wanted.size).numpy()
 

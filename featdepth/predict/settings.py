@@ -32,10 +32,9 @@ CLIP_KINDS = {
 IMAGE_KINDS = FRAME_KINDS | {"page": "_page.html"}  # of an image that belongs to no clip
 ALL_KINDS = (*FRAME_KINDS, *CLIP_KINDS)
 NEEDS_INTRINSICS = {"points", "fused_points"}
-USES_INTRINSICS = NEEDS_INTRINSICS | {"npz", "page"}  # where they are known
+USES_INTRINSICS = NEEDS_INTRINSICS | {"npz", "page", "trajectory"}  # where they are known
 NEEDS_VIEWS = {"points", "video", "fused_points", "page"}  # what the frames look like
-NEEDS_POSES = {"trajectory", "fused_points"}
-USES_POSES = NEEDS_POSES | {"page"}
+USES_POSES = {"trajectory", "fused_points", "page"}
 
 
 class Settings(NamedTuple):

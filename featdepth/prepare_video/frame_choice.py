@@ -63,15 +63,10 @@ class State(NamedTuple):
     sharpness: tuple[float, ...] = ()  # of the last USUAL frames that are neither dark nor repeated
 
 
-def analysed_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width at which frames of `size` are looked at."""
-    height, width = size
-    return (round(height * ANALYSED_WIDTH / width), ANALYSED_WIDTH) if width > ANALYSED_WIDTH else size
-
-
-def analysed(pixels: np.ndarray) -> np.ndarray:
-    """The frame uint8 RGB `[h, w, 3]` as `judge` takes it: grey uint8 `[h, w]` of the analysed size."""
-    height, width = analysed_size(pixels.shape[:2])
+def analysed(pixels: np.ndarray, most: int = ANALYSED_WIDTH) -> np.ndarray:
+    """The frame uint8 RGB `[h, w, 3]` as `judge` takes it: grey uint8 `[h, w]`, at most `most` pixels wide."""
+    height, width = pixels.shape[:2]
+    height, width = (round(height * most / width), most) if width > most else (height, width)
     return np.array(Image.fromarray(pixels).convert("L").resize((width, height), Image.Resampling.BILINEAR))
 
 

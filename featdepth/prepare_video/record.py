@@ -191,7 +191,7 @@ def write_clips(out: Path, headers: dict[str, Line], speeds: SpeedRecord | None)
         for clip, group in groupby(kept, lambda line: line["clip"]):
             lines = list(group)
             header, seconds = headers[lines[0]["source"]], [line["seconds"] for line in lines]
-            record = {key: header[key] for key in ("camera", "size", "intrinsics")}
+            record = {key: header[key] for key in ("camera", "size", "intrinsics", "baseline") if key in header}
             record |= {"source": lines[0]["source"], "index": [line["index"] for line in lines], "seconds": seconds}
             if speeds is not None:
                 record["odometer"] = [None if time is None else odometer(speeds, time) for time in seconds]

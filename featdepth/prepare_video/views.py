@@ -68,9 +68,9 @@ def show(pixels: np.ndarray, view: View) -> np.ndarray:
     """A source's frame uint8 RGB `[h, w, 3]` as it is written, uint8 `[H, W, 3]`."""
     if view.undistortion is not None:
         pixels = remap(pixels, view.undistortion)
-    if view.size == view.source_size:
-        return pixels
     height, width = view.size
+    if pixels.shape[:2] == (height, width):
+        return pixels
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 

@@ -3,6 +3,9 @@
 Three things tell, none of them alone, since each has innocent reasons to look bad (a standing camera, a view of a wall,
 a dark scene): whether its motion points where the matched points of two frames say, whether depth is nearer at the
 bottom of the picture, and whether frames warped by depth and motion fit better than frames left as they are.
+
+What its pose network says is compared with alignment by its own depth, too (see `featdepth.alignment`). Nothing is
+judged by that: where depth is wrong, so is alignment.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from featdepth import losses
+from featdepth.alignment import align
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth
 from featdepth.models.inputs import in_evaluation_mode
 from featdepth.models.saved.provenance import LEARNED, NOTHING, TOO_FEW, WITHOUT_OPENCV
 from featdepth.objective import intrinsics_of, minimum_error, reconstruct, upsampled_depths
+from featdepth.odometry.egomotion import motion_gap
 from featdepth.two_view.opencv import has_opencv
 from featdepth.two_view.relative_pose import match_frames, parallax, relative_pose
 
@@ -44,6 +49,8 @@ class Signs(NamedTuple):
     rotation: float  # degrees between both rotations
     row_correlation: float  # rank correlation of rows and disparity, -1 to 1
     gain: float  # 1: warping explains the other frames entirely, 0: no better than not warping, below 0: worse
+    turned: float = math.nan  # degrees between the rotations of the pose network and of alignment
+    shifted: float = math.nan  # between their translations, in parts of that of alignment
 
 
 @torch.no_grad()
@@ -62,13 +69,13 @@ def check_model(model: FeatDepth, dataset, config: Config, device: torch.device)
             item = dataset[index * len(dataset) // count]
             if not int(item["replaced"]):
                 batch = {name: value.to(device) for name, value in default_collate([item]).items()}
-                with_motion = sum(math.isfinite(each.angle) for each in signs) < most_matched
-                signs.append(signs_of(model, augment(batch), config, with_motion))
+                with_matches = sum(math.isfinite(each.angle) for each in signs) < most_matched
+                signs.append(signs_of(model, augment(batch), config, with_matches))
     return judge(signs) | ({} if has_opencv() else {WITHOUT_OPENCV: 1})
 
 
-def signs_of(model: FeatDepth, batch: dict[str, Tensor], config: Config, with_motion: bool = True) -> Signs:
-    """What a batch of one sample, after `augment`, shows of the model; with_motion: match its points."""
+def signs_of(model: FeatDepth, batch: dict[str, Tensor], config: Config, with_matches: bool = True) -> Signs:
+    """What a batch of one sample, after `augment`, shows of the model; with_matches: match its points."""
     prediction = model(batch)
     images, intrinsics = batch["images"].float(), intrinsics_of(prediction, batch).float()
     rows = prediction.disparities[0][0, 0].float().median(dim=1).values.cpu().numpy()
@@ -78,13 +85,31 @@ def signs_of(model: FeatDepth, batch: dict[str, Tensor], config: Config, with_mo
     looked_at = temporal or list(range(len(model.frames) - 1))
     sources, poses = images[:, 1:][:, looked_at], prediction.poses[:, looked_at].float()
     angle, rotation = math.nan, math.nan
-    if temporal and with_motion:
+    if temporal and with_matches:
         grey = [(255 * each.mean(0)).round().byte().cpu().numpy() for each in (images[0, 0], sources[0, 0])]
         angle, rotation = motion_error(*grey, intrinsics[0].double().cpu().numpy(), poses[0, 0].double().cpu().numpy())
     depth = upsampled_depths(prediction, images.shape[-2:], config)[0]
     warped = torch.stack(reconstruct(sources, depth, intrinsics, poses), dim=1)
     gain = photometric_gain(images[0, 0], sources[0], warped[0])
-    return Signs(angle, rotation, row_correlation(rows), gain)
+    off = (math.nan, math.nan)
+    if temporal and model.has_motion:
+        grey = images[:, 0].mean(1, keepdim=True), sources[:, 0].mean(1, keepdim=True)
+        off = alignment_gap(*grey, depth, intrinsics, poses[:, 0])
+    return Signs(angle, rotation, row_correlation(rows), gain, *off)
+
+
+def alignment_gap(
+    target: Tensor, source: Tensor, depth: Tensor, intrinsics: Tensor, pose: Tensor
+) -> tuple[float, float]:
+    """Degrees between the rotations of `pose` and of alignment, and the gap of translations in parts of the latter's.
+
+    target, source: grey `[1, 1, h, w]`; depth: of the target; pose: source_from_target `[1, 4, 4]`. nan where they
+    cannot be aligned.
+    """
+    aligned = align(target, source, depth, intrinsics)
+    if not bool(aligned.is_known):
+        return math.nan, math.nan
+    return motion_gap(*(each[0].double().cpu().numpy() for each in (pose, aligned.pose)))
 
 
 def motion_error(

@@ -8,6 +8,7 @@ from typing import Any
 from featdepth.files import read_object
 
 SUMMARY, CLIP = "summary.json", "clip.json"
+RIGHT = "right"  # folder in a clip, of the second camera
 LARGEST_RECORD = 64 << 20  # bytes
 
 

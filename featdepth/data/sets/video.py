@@ -1,7 +1,8 @@
-"""Own video: clips that `featdepth.prepare_video` has written, or folders of images as they are.
+"""Own video: clips that `prepare_video` or `prepare_stereo` has written, or folders of images as they are.
 
 <root>/<clip>/XXXXXX.jpg|png   prepared frames
-<root>/<clip>/clip.json        camera, size, intrinsics or null, seconds and, where speeds are known, metres travelled
+<root>/<clip>/clip.json        camera, size, intrinsics or null, seconds and, where they are known, metres travelled
+<root>/<clip>/right/XXXXXX...  of a stereo pair the right camera's frames, rectified; its record has the baseline
 
 <root>/<drive>/*.png|jpg|...   images of any format that is read, in natural order, without preparation
 intrinsics.txt                 of them, in the drive or in the root (optional)
@@ -19,12 +20,13 @@ import numpy as np
 from featdepth.cameras.intrinsics_files import read_pinhole
 from featdepth.cameras.pinhole import field_of_view_intrinsics
 from featdepth.console import count
+from featdepth.data.baselines import beside
 from featdepth.data.footage import Camera
 from featdepth.data.frame_folders import list_sequence
 from featdepth.data.images import image_size
 from featdepth.data.listing import file_names, list_images, other_photos
 from featdepth.data.samples import Sample
-from featdepth.data.sets.clips import CLIP, SUMMARY, read_record
+from featdepth.data.sets.clips import CLIP, RIGHT, SUMMARY, read_record
 from featdepth.data.sets.sequences import Recording, SequenceDataset
 from featdepth.errors import InputError
 
@@ -48,9 +50,18 @@ class Video(SequenceDataset):
         return drives
 
     def read_recording(self, drive: str) -> Recording:
-        images = list_sequence(self.root / drive)
-        size = image_size(images[0])
-        return Recording({"l": dict(enumerate(images))}, {"l": Camera(size, self.find_intrinsics(drive, size))})
+        images = {"l": list_sequence(self.root / drive)}
+        size, baseline = image_size(images["l"][0]), self.clip_record(drive).get("baseline")
+        if baseline is not None:
+            images["r"] = list_sequence(self.root / drive / RIGHT)
+            if len(images["r"]) != len(images["l"]):
+                raise InputError(
+                    f"{self.root / drive / RIGHT}: has {count(len(images['r']), 'image')} for "
+                    f"{len(images['l'])} of the left camera; prepare the pairs again"
+                )
+        camera = Camera(size, self.find_intrinsics(drive, size))
+        numbered = {side: dict(enumerate(files)) for side, files in images.items()}
+        return Recording(numbered, dict.fromkeys(images, camera), None if baseline is None else beside(baseline))
 
     def find_intrinsics(self, drive: str, size: tuple[int, int]) -> np.ndarray:
         """Intrinsics 3x3 of a drive's images of `size` (height, width): its own, else from `data.field_of_view`.
@@ -89,6 +100,8 @@ class Video(SequenceDataset):
             return {}
         clip = read_record(path)
         frames = len(list_images(self.root / drive))
+        if "baseline" in clip and not is_list_of_numbers([clip["baseline"]]):
+            raise InputError(f"{path}: baseline should be a number of metres; prepare the pairs again")
         for key in ("seconds", "odometer"):
             if key in clip and not (is_list_of_numbers(clip[key]) and len(clip[key]) == frames):
                 raise InputError(

@@ -109,6 +109,8 @@ def describe_check(check: Mapping[str, float | int | str]) -> str:
     words = [f"on {check.get('samples', 0)} validation samples"]
     if "angle" in check:
         words.append(f"motion {check['angle']:.0f} degrees off matched points")
+    if "turned" in check and "shifted" in check:
+        words.append(f"its network {check['turned']:.2g} degrees and {check['shifted']:.0%} off alignment")
     if WITHOUT_OPENCV in check:
         from featdepth.two_view.opencv import INSTALL  # the networks know nothing of matching, but for this word
 
