@@ -23,7 +23,7 @@ from featdepth.data.synthetic import Drive, Street, render_frame
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
 from featdepth.models import FeatDepth
-from featdepth.objective import compute_losses
+from featdepth.objective import compute_losses, smallest
 
 SIZE = (64, 96)
 
@@ -101,6 +101,16 @@ class TestAligned:
         assert set(losses) == {"photometric", "smoothness"}
         torch.stack(list(losses.values())).sum().backward()
         assert all(each.grad.isfinite().all() and each.grad.abs().max() > 0 for each in model.parameters())
+
+    def test_stereo_teaches_alone_until_depth_is_about_right(self) -> None:
+        """Of two samples the first has a stereo error, in place 1, that is far above those of the aligned sources."""
+        errors = [torch.rand(2, 1, 4, 6) + each for each in (0.5, 1.0, 3.0)]
+        errors[1][0] += 2.0
+        together = torch.stack(errors)
+        assert torch.equal(smallest(errors, None), together.amin(0))
+        believed = smallest(errors, 1)
+        assert torch.equal(believed[0], together[1:, 0].amin(0))
+        assert torch.equal(believed[1], together[:, 1].amin(0))
 
     def test_velocity_teaches_the_scale_of_depth(self, drive: Drive, batch: dict[str, Tensor]) -> None:
         """Where translations are longer than the camera moved, depth is to become smaller, and the reverse."""
