@@ -20,7 +20,7 @@ from featdepth.data.footage import Camera
 from featdepth.data.images import resize_pixels, shown_pixels
 from featdepth.data.samples import Sample
 from featdepth.data.sets.sequences import Recording
-from featdepth.data.sets.stills import MATLAB_ERRORS, INSTALL_READERS, StillImages, read_matlab
+from featdepth.data.sets.stills import INSTALL_READERS, MATLAB_ERRORS, StillImages, read_matlab
 from featdepth.errors import InputError
 
 FRAMES_FILE, SPLIT_FILE, TEST = "nyu_depth_v2_labeled.mat", "splits.mat", "testNdxs"
