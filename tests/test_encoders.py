@@ -218,6 +218,7 @@ def test_weights_of_timm_from_its_own_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one size alone"):
         make_backbone("timm:vit_tiny_patch16_224")
     assert "did you mean timm:convnext_atto?" in refusal("timm:convnext_ato")
+    assert "did you mean timm:convnext_atto.d2_in1k?" in refusal("timm:convnext_atto.d2_in1")
 
 
 def refusal(encoder: str, **settings: object) -> str | None:
