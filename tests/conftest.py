@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 from warm_processes import PATIENCE, context, run_warm, start_server
 
+import train
 from featdepth.data.synthetic import write_street
 from featdepth.errors import run_program
 
@@ -29,6 +30,7 @@ REPOSITORY = Path(__file__).parents[1]
 SMALL_NETWORKS = REPOSITORY / "tests" / "support" / "small_networks"
 TWO_PROCESSES = REPOSITORY / "configs" / "accelerate" / "two_cpu.yaml"
 PYTHONPATH = os.pathsep.join(map(str, (REPOSITORY, SMALL_NETWORKS)))
+FAULTY = REPOSITORY / "tests" / "support" / "faulty_train.py"
 TIME_LIMIT = 300  # seconds for one program
 
 Shared = Callable[[str, Callable[[Path], None]], Path]
@@ -123,6 +125,12 @@ def call_program(main: Callable[[], None], *arguments: object, environment: dict
             forget_accelerator()
             torch.set_num_threads(threads)
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def continue_here(config_file: Path, directory: Path, *options: str) -> Result:
+    """Resume in this process."""
+    arguments = ["--config", config_file, f"run.directory={directory}", *INTERRUPTIBLE, *options]
+    return call_program(train.main, *arguments, *([] if "--resume-anyway" in options else ["--resume"]))
 
 
 def forget_accelerator() -> None:
@@ -238,6 +246,21 @@ def two_process_run(config_file: Path, shared: Shared) -> Path:
         succeeded(run_program_process(["train.py", "--cpu", "--config", config_file, *options], processes=2))
 
     return shared("two_process_run", make)
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Iterator[Path]:
+    """Where a run may go; removed in the end, for checkpoints are large."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.fixture
+def forget_compiled() -> Iterator[None]:
+    """Each test compiles for itself."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 # Gradient accumulation, loader processes, dropout and a log interval that is open at the checkpoints: all of it has to

@@ -89,6 +89,7 @@ def test_memory_of_a_row_is_that_of_a_process_of_its_own(benchmark: Benchmark) -
     assert 0.1 < module.memory_of("step", case, Namespace(cpu=True)) < 10
 
 
+@pytest.mark.long
 def test_prediction(benchmark: Benchmark, tmp_path: Path) -> None:
     module = benchmark("prediction")
     words = ["--layers", 18, "--batches", 1, 2, "--precisions", "float32", "bfloat16"]

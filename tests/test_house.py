@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 
 import pytest
-from house import REPOSITORY, SCRIPTS, circles, graph, lines, loaded_by, modules, outside_the_rule
+from house import (
+    REPOSITORY,
+    SCRIPTS,
+    circles,
+    graph,
+    lines,
+    loaded_by,
+    modules,
+    names_with_several_meanings,
+    outside_the_rule,
+)
 
 ROWS = [
     {"errors", "files", "console", "kinds", "config", "scale"},
@@ -67,6 +77,10 @@ def test_circles_are_found() -> None:
 
 def test_accelerate_is_known_only_where_it_may_be() -> None:
     assert outside_the_rule() == []
+
+
+def test_every_file_class_and_imported_constant_has_a_name_of_its_own() -> None:
+    assert names_with_several_meanings() == ([], [], [])
 
 
 def test_training_loads_little() -> None:

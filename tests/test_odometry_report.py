@@ -246,6 +246,8 @@ class TestMotionByAlignment:
         assert score["none"]["ate_rmse_m"] < 0.02 * score["distance_m"]
         assert score["pose_network"]["none"]["rpe_translation_m"] > 0.5
         assert result["mean"]["pose_network"]["7dof"] is not None
+        assert 0 < result["flicker"]["scale"] < 0.01 and result["flicker"]["points"] < 0.02
+        assert score["flicker"] == result["flicker"] and "flicker    from frame to frame: scale 0." in printed
         poses = true_poses()
         assert np.allclose(written_motions(tmp_path / "out"), np.linalg.inv(poses[1:]) @ poses[:-1], rtol=0, atol=0.1)
 
@@ -285,7 +287,8 @@ class TestMotionByAlignment:
 
     def test_standing_still_where_all_is_lost(self, config_file: Path, stereo_checkpoint: Path, tmp_path: Path) -> None:
         printed = succeeded(evaluate_here(config_file, stereo_checkpoint, tmp_path / "out")).out
-        assert "motion     0 of 6 pairs aligned" in printed
+        assert "motion     0 of 6 pairs aligned" in printed and "flicker" not in printed
+        assert read_result(tmp_path / "out")["flicker"] is None
         assert np.array_equal(written_motions(tmp_path / "out"), np.tile(np.eye(4), (6, 1, 1)))
 
 

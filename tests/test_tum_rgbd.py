@@ -12,7 +12,7 @@ from tree_writers import START, quaternion_of, text_of, write_image, write_tum_r
 
 from featdepth.config import Config
 from featdepth.data import build_dataset
-from featdepth.data.sets.tum_rgbd import CAMERAS
+from featdepth.data.sets.tum_rgbd import KNOWN_CAMERAS
 from featdepth.errors import InputError
 
 FRAMES = 5
@@ -123,7 +123,7 @@ class TestIntrinsics:
         intrinsics = build_dataset(config_for(sequence), "test")[0]["intrinsics"]
         assert intrinsics.tolist() == [[60, 0, 40], [0, 61, 30], [0, 0, 1]]
 
-    @pytest.mark.parametrize("camera", sorted(CAMERAS))
+    @pytest.mark.parametrize("camera", sorted(KNOWN_CAMERAS))
     def test_published(self, camera: str, tmp_path: Path) -> None:
         folder = tmp_path / "raw" / f"rgbd_dataset_{camera}_desk"
         for frame in range(3):
@@ -133,7 +133,7 @@ class TestIntrinsics:
         write_list(folder / "rgb.txt", [f"{START + 0.1 * frame:.6f} {name_of('rgb', frame)}" for frame in range(3)])
         config = make_config(tmp_path, kind="tum_rgbd", split="time", height=480, width=640)
         (fx, _, cx), (_, fy, cy), _ = build_dataset(config, "train")[0]["intrinsics"].tolist()
-        assert (fx, fy, cx, cy) == pytest.approx(CAMERAS[camera])
+        assert (fx, fy, cx, cy) == pytest.approx(KNOWN_CAMERAS[camera])
 
     @pytest.mark.parametrize("name", ["my_room", SEQUENCE])
     def test_unknown_camera(self, name: str, sequence: Path) -> None:

@@ -27,7 +27,7 @@ ODDITIES = re.compile(r"^%YAML.*$|!!opencv-(nd-)?matrix\b|^---\s*\Z", re.MULTILI
 KEY_LINE = re.compile(r"^[ \t]*[\"']?[A-Za-z_][\w./-]*[\"']?:(?:[ \t]|$)", re.MULTILINE)
 MATRICES = ("cameramatrix", "k", "m", "intrinsicmatrix")
 FOCALS = ("fx", "camerafx", "camera1fx", "flx")  # those of one number each, by the first of their names
-COEFFICIENTS = ("distortioncoefficients", "distortioncoeffs", "distcoeffs", "d")
+COEFFICIENT_KEYS = ("distortioncoefficients", "distortioncoeffs", "distcoeffs", "d")
 HEIGHTS, SIZES = ("imageheight", "height", "cameraheight", "h"), ("resolution", "imagesize", "size")
 NUMBERED = re.compile(r"(cameramatrix|m|k|p)([0-9])")  # of a stereo rig: M1 and M2; P1 and P2, once rectified
 SINGLE = ("k1", "k2", "p1", "p2", "k3")
@@ -82,7 +82,7 @@ def cameras_of(path: Path, content: Values, size: tuple[int, int] | None) -> dic
 def of_rig(values: Values, matrix_key: str, number: str) -> Values:
     """The values of one camera of a rig: those with its number, and the size that they share."""
     own = {"cameramatrix": values[matrix_key + number]}
-    for key in COEFFICIENTS:
+    for key in COEFFICIENT_KEYS:
         if matrix_key != "p" and key + number in values:
             own["distortioncoefficients"] = values[key + number]
     shared = {"imageheight", "imagewidth", "height", "width", *SIZES, "distortionmodel", "fisheyemodel"}
@@ -125,7 +125,7 @@ def intrinsics_of(where: str, values: Values) -> np.ndarray:
 
 def coefficients_of(where: str, values: Values) -> list[float]:
     """The distortion coefficients of a camera's values; none where there are none."""
-    key = next((key for key in COEFFICIENTS if key in values), None)
+    key = next((key for key in COEFFICIENT_KEYS if key in values), None)
     if key is not None:
         return [] if values[key] is None else numbers_in(where, values, key)
     prefix = next((prefix for prefix in ("camera", "camera1", "") if f"{prefix}k1" in values), None)

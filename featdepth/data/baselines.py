@@ -10,7 +10,7 @@ from torch import Tensor
 from featdepth.errors import InputError
 
 SHORTEST, LONGEST = 0.001, 10.0  # metres: what is called a pair, from endoscopes to masts
-USUAL = (0.02, 1.0)  # metres
+USUAL_BASELINE = (0.02, 1.0)  # metres
 OFF_AXIS = 0.1  # of the baseline, y and z: cameras are mounted askew by less, and rectification leaves none
 TURNED = 0.02  # radians against each other
 UNITS = {"millimetres": 1000.0, "centimetres": 100.0}  # by how many of them make a metre
@@ -71,7 +71,7 @@ def likely_units(length: float, depth: float | None = None) -> list[str]:
 
     depth: metres to the median point if it were; those in which the point is no usual place are left out.
     """
-    usual = [unit for unit, count in UNITS.items() if USUAL[0] <= length / count <= USUAL[1]]
+    usual = [unit for unit, count in UNITS.items() if USUAL_BASELINE[0] <= length / count <= USUAL_BASELINE[1]]
     return [unit for unit in usual if depth is None or NEAREST <= depth / UNITS[unit] <= FARTHEST]
 
 

@@ -39,7 +39,7 @@ from featdepth.data.cached.shards import (
 from featdepth.data.dataset import SKIPPING_ADVICE
 from featdepth.errors import InputError, run_program
 
-PARTS = ("train", "validation")
+CACHED_PARTS = ("train", "validation")
 THERE, ADDED, NO_ROOM, UNREADABLE = range(4)
 GOOD = "good"
 
@@ -109,7 +109,7 @@ class Frames(Dataset):
 
 def fill(config: Config, workers: int) -> None:
     """Add every frame that training and validation need and the cache lacks."""
-    datasets = [member for part in PARTS for member in build_dataset(config, part).members]
+    datasets = [member for part in CACHED_PARTS for member in build_dataset(config, part).members]
     # Data sets that are mixed are cropped in ways of their own, and each crop has a folder of its own.
     caches = {dataset.cache.folder: dataset.cache for dataset in datasets}
     for folder, cache in caches.items():

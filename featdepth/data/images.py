@@ -36,7 +36,7 @@ from featdepth.files import read_bytes
 FILTER = "triangle"  # of `load_image`
 KITTI_DEPTH_UNITS = 256.0  # in a metre, of its depth images
 REMEMBERED = 16  # frames
-LARGEST_FILE = 256 << 20  # bytes
+LARGEST_IMAGE_FILE = 256 << 20  # bytes
 LARGEST_IMAGE = 100_000_000  # pixels; a header that claims more is refused before anything is allocated
 # What Pillow raises for files that are damaged in one way or another.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -271,7 +271,7 @@ def decoded(path: str | Path, formats: tuple[str, ...], expected_size: tuple[int
 
     formats: of Pillow's, the only ones that are tried, whatever the file is called; expected_size: as it is stored.
     """
-    content = io.BytesIO(read_bytes(path, LARGEST_FILE, "the image"))
+    content = io.BytesIO(read_bytes(path, LARGEST_IMAGE_FILE, "the image"))
     if is_other_picture(path, content.getvalue()[:HEAD]):
         raise InputError(f"{path}: {CONVERT}")
     try:

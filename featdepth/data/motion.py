@@ -36,7 +36,7 @@ from featdepth.two_view.opencv import opencv
 
 MEASURED_WIDTH = 320  # pixels: motion is measured at no more than this
 RUN = 32  # pairs that are measured in one go; frames that follow each other are then decoded once
-BINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, math.inf)  # pixels
+MOTION_BINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, math.inf)  # pixels
 LONGEST_BAR = 40  # characters
 
 
@@ -158,8 +158,8 @@ def histogram(motions: np.ndarray, width: int) -> str:
         f"motion of {count(len(motions), 'sample')} in pixels at {width} wide: median {middle:.2f}, "
         f"90 % between {low:.2f} and {high:.2f}"
     ]
-    counts, _ = np.histogram(known, BINS)
-    for first, last, number in zip(BINS, BINS[1:], counts.tolist(), strict=False):
+    counts, _ = np.histogram(known, MOTION_BINS)
+    for first, last, number in zip(MOTION_BINS, MOTION_BINS[1:], counts.tolist(), strict=False):
         name = f"{first:g} and more" if last == math.inf else f"{first:g} to {last:g}"
         bar = "#" * math.ceil(LONGEST_BAR * number / max(counts))
         lines.append(f"  {name:>12} {number:>8} {number / len(motions):>6.1%}  {bar}".rstrip())

@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from featdepth.console import first_names
-from featdepth.data.images import LARGEST_FILE
+from featdepth.data.images import LARGEST_IMAGE_FILE
 from featdepth.data.samples import LIST_FILES, Sample
 from featdepth.data.splits import leaks
 from featdepth.doctor.findings import Finding, ok, problem, warning
@@ -70,7 +70,7 @@ def equal_files(survey: Survey) -> Iterator[str]:
 
 
 def digest(path: str) -> bytes:
-    return hashlib.sha256(read_bytes(path, LARGEST_FILE, "the image")).digest()
+    return hashlib.sha256(read_bytes(path, LARGEST_IMAGE_FILE, "the image")).digest()
 
 
 def similar_frames(survey: Survey) -> Iterator[str]:

@@ -21,8 +21,8 @@ from featdepth.two_view.relative_pose import relative_pose, triangulate
 
 MOST_ROWS = 8
 COLUMN = 320  # pixels: largest width of a picture
-GRID = 8  # pixels between the places at which a filled depth map is computed
-NEAREST = 6  # points that each of them is filled from
+SPACING = 8  # pixels between the places at which a filled depth map is computed
+FILLED_FROM = 6  # points that each of them is filled from
 BINS, LONGEST = 60, 0.15  # of the histogram; displacement at its right end, in widths
 LARGEST_ERROR = 0.4  # absolute difference, of 0 to 1, shown in the brightest colour
 NEAR, FAR = 2.0, 80.0  # metres of the brightest and the darkest colour
@@ -106,9 +106,9 @@ def depth_and_motion(survey: Survey, pair: Pair) -> tuple[Tensor, Tensor] | None
 def fill(pixels: np.ndarray, depths: np.ndarray, size: tuple[int, int]) -> Tensor:
     """A smooth map `[1, 1, h, w]` of depths `[N]` known at pixels `[N, 2]`: of the nearest, nearer ones weigh more."""
     height, width = size
-    y, x = np.mgrid[GRID / 2 : height : GRID, GRID / 2 : width : GRID]
+    y, x = np.mgrid[SPACING / 2 : height : SPACING, SPACING / 2 : width : SPACING]
     distance = np.hypot(x[..., None] - pixels[:, 0], y[..., None] - pixels[:, 1]) + 1.0
-    nearest = np.argsort(distance, axis=-1)[..., :NEAREST]
+    nearest = np.argsort(distance, axis=-1)[..., :FILLED_FROM]
     weights = np.take_along_axis(distance, nearest, -1) ** -2
     inverse = (weights / depths[nearest]).sum(-1) / weights.sum(-1)
     coarse = torch.from_numpy(1 / inverse).float()[None, None]

@@ -12,7 +12,7 @@ from featdepth.two_view.matching import Matches
 STEPS = 15
 SETTLED = 1e-3  # part of the cost: a step that gains less is the last
 SCALE = 0.5  # pixels: errors well above it count little
-NEAREST = 0.05  # of the median depth: where points behind the camera are taken to be
+CLOSEST = 0.05  # of the median depth: where points behind the camera are taken to be
 
 
 class Fit(NamedTuple):
@@ -61,7 +61,7 @@ def cost(residuals: np.ndarray) -> float:
 def moved_points(points: np.ndarray, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     """Points `[N, 3]` in the other camera, none of them behind it."""
     moved = points @ rotation.T + translation
-    moved[:, 2] = np.maximum(moved[:, 2], NEAREST)
+    moved[:, 2] = np.maximum(moved[:, 2], CLOSEST)
     return moved
 
 

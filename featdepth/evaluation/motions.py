@@ -21,6 +21,7 @@ from featdepth.data.samples import Sample
 from featdepth.evaluation.scoring import seen_intrinsics
 from featdepth.evaluation.subject import Subject
 from featdepth.geometry import scale_translation
+from featdepth.metrics.flicker import flicker
 from featdepth.models import FeatDepth
 from featdepth.odometry.aligned import Pairs, align_again, align_both_ways, constant_velocity, see_pairs
 from featdepth.parallel.processes import gather_columns
@@ -33,6 +34,7 @@ class Motions(NamedTuple):
     motions: np.ndarray  # by alignment, or what stands in for it; NaN where the depth of a frame is not finite
     is_aligned: np.ndarray  # bool [N]; False: the pose network's motion stands in or, without one, the motion before
     network: np.ndarray | None = None  # of the pose network; None: there is none
+    flicker: np.ndarray | None = None  # [N, 2], see `featdepth.metrics.flicker`; NaN: not aligned at first
 
 
 def find_motions(accelerator: Accelerator, subject: Subject, unit: float | None) -> Motions:
@@ -50,6 +52,8 @@ def find_motions(accelerator: Accelerator, subject: Subject, unit: float | None)
             network = model.motion(pairs.earlier, pairs.later).float()
             found["network"] = network.flatten(1)
             motions, is_aligned = align_again(pairs, network, motions, is_aligned)
+        found["flicker"] = flicker(pairs.earlier_depth, pairs.later_depth, pairs.intrinsics, motions)
+        found["flicker"][~is_aligned] = torch.nan
         depths = torch.cat([pairs.earlier_depth, pairs.later_depth], dim=1)
         found["is_finite"] = depths.isfinite().flatten(1).all(1)
         return {"index": batch["index"], "motions": motions.flatten(1), "is_aligned": is_aligned, **found}
@@ -71,7 +75,7 @@ def find_motions(accelerator: Accelerator, subject: Subject, unit: float | None)
     motions[table["is_finite"] == 0] = torch.nan
     scaled = [None if each is None else scale_translation(each, unit or 1.0) for each in (motions, network)]
     motions, network = (None if each is None else each.double().numpy() for each in scaled)
-    return Motions(index.numpy(), motions, is_aligned.numpy(), network)
+    return Motions(index.numpy(), motions, is_aligned.numpy(), network, table["flicker"].double().numpy())
 
 
 def pairs_of(model: FeatDepth, batch: dict[str, Tensor]) -> Pairs:

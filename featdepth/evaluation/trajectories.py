@@ -49,6 +49,7 @@ class Stretch(NamedTuple):
     truth: np.ndarray  # world_from_camera [N, 4, 4], metres, in the data's own world
     estimate: np.ndarray  # world_from_camera [N, 4, 4], metres or the model's unit; the world is the first camera
     network: np.ndarray | None  # the same by the pose network; None: there is none
+    flicker: np.ndarray  # [N-1, 2], see `Motions`
     lost: int  # pairs that are not aligned, see `Motions`
     times: np.ndarray | None  # [N] seconds; None: unknown
 
@@ -83,6 +84,7 @@ def write_report(dataset: FrameDataset, found: Motions, is_metric: bool, out: Pa
     scores = [score_stretch(each, is_metric) for each in stretches]
     result = {"unit": "metres" if is_metric else "unknown", "motion": "alignment", "pairs": len(found.index)}
     result |= {"lost_pairs": int((~found.is_aligned).sum()), "skipped_pairs": len(dataset) - len(found.index)}
+    result |= {"flicker": describe_flicker([stretch.flicker for stretch in stretches])}
     result |= {"sequences": scores, "mean": average(scores)} | about
     notes = []
     with results_in(out):
@@ -93,6 +95,8 @@ def write_report(dataset: FrameDataset, found: Motions, is_metric: bool, out: Pa
                 stem = out / "odometry" / file_name(stretch)
                 notes += draw_plots(stem, stretch.name, stretch.truth, stretch.estimate, score)
     print("\n".join([*contamination(result), describe_motions(found)]))
+    if (changes := result["flicker"]) is not None:
+        print(f"flicker    from frame to frame: scale {changes['scale']:.2%}, depth at points {changes['points']:.2%}")
     print("\n".join([format_scores(scores, result["mean"]), *shorten(notes)]))
     if not has_matplotlib():
         print(f"no plots: {MISSING}")
@@ -133,6 +137,7 @@ def make_stretch(dataset: FrameDataset, first: Sample, found: Motions, run: slic
         np.stack([poses[frame] for frame in frames]),
         chain_motions(found.motions[run]),
         None if found.network is None else chain_motions(found.network[run]),
+        found.flicker[run],
         int((~found.is_aligned[run]).sum()),
         np.array([times[frame] for frame in frames]) if all(frame in times for frame in frames) else None,
     )
@@ -145,7 +150,8 @@ def score_stretch(stretch: Stretch, is_metric: bool) -> dict:
     straight ahead at constant speed does, under alignments with scale.
     """
     about = {"name": stretch.name, "drive": stretch.drive, "first_frame": stretch.first_frame}
-    scores = about | {"lost_pairs": stretch.lost} | score_estimate(stretch.truth, stretch.estimate, is_metric)
+    about |= {"lost_pairs": stretch.lost, "flicker": describe_flicker([stretch.flicker])}
+    scores = about | score_estimate(stretch.truth, stretch.estimate, is_metric)
     if stretch.network is not None:
         scores[POSE_NETWORK] = score_estimate(stretch.truth, stretch.network, is_metric)
     straight = np.tile(np.eye(4), (len(stretch.truth), 1, 1))
@@ -153,6 +159,17 @@ def score_stretch(stretch: Stretch, is_metric: bool) -> dict:
     trivial = score_trajectory(stretch.truth, straight)
     scores[STRAIGHT_AHEAD] = {key: trivial[key] for key in ("ate_5_frames", *ALIGNMENTS) if key not in METRIC}
     return scores
+
+
+def describe_flicker(changes: Sequence[np.ndarray]) -> dict[str, float] | None:
+    """Spread of the scale from frame to frame and median jump of a point, in parts, of sequences' `[N-1, 2]`.
+
+    The spread is about each sequence's own mean, so that a scale that drifts evenly counts little. None where no pair
+    is aligned.
+    """
+    known = [each[~np.isnan(each).any(1)] for each in changes]
+    known = np.concatenate([each - [each[:, 0].mean(), 0.0] for each in known if len(each)] or [np.empty((0, 2))])
+    return {"scale": float(known[:, 0].std()), "points": float(known[:, 1].mean())} if len(known) else None
 
 
 def score_estimate(truth: np.ndarray, estimate: np.ndarray, is_metric: bool) -> dict:

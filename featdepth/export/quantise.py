@@ -18,7 +18,7 @@ MOST_IMAGES = 32  # for calibration, evenly spaced in the folder; more change th
 KEPT_FLOAT = ("heads", "decoder")
 
 
-class Calibration:
+class CalibrationImages:
     """A `CalibrationDataReader` of images `[N, 3, H, W]` in [0, 1]: one after the other, then None."""
 
     def __init__(self, images: Tensor) -> None:
@@ -53,7 +53,7 @@ def quantise(path: Path, images: Tensor, keep_float: str = "heads") -> None:
     quantize_static(
         content,
         path,
-        Calibration(images),
+        CalibrationImages(images),
         op_types_to_quantize=["Conv"],
         nodes_to_exclude=of_decoder if keep_float == "decoder" else [],
         activation_type=QuantType.QUInt8,

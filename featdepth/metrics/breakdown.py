@@ -18,7 +18,7 @@ from featdepth.geometry import resize_intrinsics
 from featdepth.metrics.depth import SHALLOWEST, depth_errors, evaluation_mask, median, resize_map
 from featdepth.metrics.edges import edge_errors, is_dense
 from featdepth.metrics.intervals import Interval, mean_interval, paired_interval
-from featdepth.metrics.points import THRESHOLDS, FScore, point_scores
+from featdepth.metrics.points import POINT_THRESHOLDS, FScore, point_scores
 
 DISTANCES = ((0, 10), (10, 20), (20, 40), (40, 80))  # metres of true depth, each last one not included
 ROWS, COLUMNS = ("upper third", "middle third", "lower third"), ("left third", "centre third", "right third")
@@ -26,7 +26,7 @@ MOTION = ("moving", "static")
 PARTS = (*(f"{low}-{high} m" for low, high in DISTANCES), *ROWS, *COLUMNS, *MOTION)
 PART_METRICS = ("abs_rel", "rmse", "a1")
 EDGES = ("edges/accuracy", "edges/completeness")  # pixels
-POINTS = tuple(f"points within {threshold:g} m/{name}" for threshold in THRESHOLDS for name in FScore._fields)
+POINTS = tuple(f"points within {threshold:g} m/{name}" for threshold in POINT_THRESHOLDS for name in FScore._fields)
 DETAILS = (*(f"{part}/{metric}" for part in PARTS for metric in PART_METRICS), *EDGES, *POINTS)
 HIGHER_IS_BETTER = ("a1", "a2", "a3", *FScore._fields)  # of the metrics; of all others less is better
 
@@ -102,7 +102,7 @@ def detail_row(
         edges = edge_errors(predicted, truth, mask)
         values += [edges.accuracy, edges.completeness]
         counts += [edges.true] * len(EDGES)
-        for threshold in THRESHOLDS:
+        for threshold in POINT_THRESHOLDS:
             values += point_scores(predicted, truth, mask, intrinsics, threshold)
         counts += [int(mask.sum())] * len(POINTS)
     missing = len(DETAILS) - len(values)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from featdepth.geometry import backproject
 
-THRESHOLDS = (0.1, 0.5)  # metres: that of Spencer et al., and one that a street can meet
+POINT_THRESHOLDS = (0.1, 0.5)  # metres: that of Spencer et al., and one that a street can meet
 MOST_POINTS = 10_000  # evenly spread over the image, are looked for near the other cloud: 0.5 % of chance, no bias
 THINNING = 8  # of the other cloud's points one is kept in each cube with this part of the threshold as edge
 CHUNK = 1000  # points that are looked up at a time

@@ -13,7 +13,7 @@ from featdepth.files import read_object, write_text
 from featdepth.models import FeatDepth
 from featdepth.models.saved.digest import weights_digest
 from featdepth.models.saved.provenance import versions
-from featdepth.predict.sources import RECORD, name_inputs
+from featdepth.predict.sources import PREDICTION_RECORD, name_inputs
 
 VERSION = 1  # of what is written: raise it when that changes
 LARGEST_RECORD = 256 << 20  # bytes; a name and a path for each input
@@ -77,7 +77,7 @@ def claim(
         "made_with": versions(),
     }
     try:
-        write_text(out / RECORD, json.dumps(content, indent=1) + "\n")
+        write_text(out / PREDICTION_RECORD, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
     return Claimed(named, changed)
@@ -98,7 +98,7 @@ def intrinsics_of(record: dict[str, Any], name: str, keys: dict[str, Any]) -> di
 
 def read_record(out: Path) -> dict[str, Any] | None:
     """The record of an output folder; None where there is none. Raises InputError for a folder that is not ours."""
-    path = out / RECORD
+    path = out / PREDICTION_RECORD
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; choose another --out")
     if not path.exists():

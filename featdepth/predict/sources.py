@@ -26,7 +26,7 @@ from featdepth.data.listing import (
 )
 from featdepth.errors import InputError
 
-RECORD = "prediction.json"  # in the output folder: no name of an input
+PREDICTION_RECORD = "prediction.json"  # in the output folder: no name of an input
 LONGEST_NAME = 180  # bytes; file systems allow 255, and endings come behind
 
 
@@ -149,7 +149,7 @@ def name_inputs(paths: Sequence[Path], known: dict[str, str]) -> dict[str, Path]
     A name is the file's without its ending; where that is taken, folders are put before it, as in `b_x` for b/x.png.
     """
     names = {path: name for name, path in known.items()}
-    taken = {RECORD, *map(on_any_disk, known)}
+    taken = {PREDICTION_RECORD, *map(on_any_disk, known)}
     named = {}
     for path in paths:
         absolute = os.path.abspath(path)

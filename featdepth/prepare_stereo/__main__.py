@@ -27,7 +27,7 @@ from featdepth.cameras.rig_files import CameraPair, read_pair
 from featdepth.config import Parser
 from featdepth.data.films import video_reader
 from featdepth.errors import InputError, run_program
-from featdepth.prepare_stereo.pairing import LOOKED_AT, Pairing, Sides, pair
+from featdepth.prepare_stereo.pairing import SURVEYED, Pairing, Sides, pair
 from featdepth.prepare_stereo.rectification import Pictures, choose_baseline, find_rectification
 from featdepth.prepare_video.frame_choice import THRESHOLDS
 from featdepth.prepare_video.outcome import report
@@ -36,7 +36,7 @@ from featdepth.prepare_video.views import camera_of
 from featdepth.two_view.opencv import opencv
 
 VERSION = 1  # of what is written: raise it when that changes
-COMPARED = 12  # pairs whose pictures are matched
+MATCHED_PAIRS = 12  # pairs whose pictures are matched
 
 
 def main() -> None:
@@ -127,9 +127,9 @@ def open_pair(sides: Sides, arguments: argparse.Namespace) -> SourceFrames:
 
 def some_pairs(pairing: Pairing) -> list[Pictures]:
     """Pairs out of the first frames, all of one size. Raises InputError where there are none."""
-    whole = [index for index, (_, right) in enumerate(islice(pairing.pictures(), LOOKED_AT)) if right is not None]
-    chosen = set(whole[:: -(-len(whole) // COMPARED)] if whole else ())
-    pairs = [each for index, each in enumerate(islice(pairing.pictures(), LOOKED_AT)) if index in chosen]
+    whole = [index for index, (_, right) in enumerate(islice(pairing.pictures(), SURVEYED)) if right is not None]
+    chosen = set(whole[:: -(-len(whole) // MATCHED_PAIRS)] if whole else ())
+    pairs = [each for index, each in enumerate(islice(pairing.pictures(), SURVEYED)) if index in chosen]
     left, right = pairing.sides
     if not pairs:
         raise InputError(

@@ -24,7 +24,7 @@ from featdepth.errors import InputError
 # Seconds since 1970 and their fraction, in digits at the end of a name.
 UNIX_TIME = re.compile(r"(?:.*[^0-9])?([1-9][0-9]{9})[._]?([0-9]{0,9})")
 LATEST = 0.25  # of the time between frames: images with times that are farther apart are no pair
-LOOKED_AT = 192  # frames, for the interval between them and for the lag
+SURVEYED = 192  # frames, for the interval between them and for the lag
 CELLS = (16, 3)  # rows, columns of the picture whose brightness is compared
 CLEAR, AHEAD = 0.5, 0.2  # correlation of the best lag, and by how much it has to be better than others
 FEWEST_CHANGES = 12  # that a lag can be told from
@@ -95,7 +95,7 @@ def pair(sides: Sides, offset: int | None) -> Pairing:
     pairing = pair_folders(sides, offset) if sides.left.is_dir() else pair_films(sides)
     if offset is not None:
         return replace(pairing, lag=offset * pairing.interval, by="--offset")
-    lag = picture_lag(islice(pairing.pictures(), LOOKED_AT))
+    lag = picture_lag(islice(pairing.pictures(), SURVEYED))
     if not lag:
         return pairing
     if pairing.by not in ("time", "order"):
@@ -121,7 +121,7 @@ def pair_films(sides: Sides) -> Pairing:
 
 def film_interval(path: Path) -> float:
     """Seconds from a frame of a film to the next, in the median."""
-    times = [picture.seconds for picture in islice(read_pictures(path), LOOKED_AT)]
+    times = [picture.seconds for picture in islice(read_pictures(path), SURVEYED)]
     if len(times) < 2 or None in times or not np.median(np.diff(times)) > 0:
         raise InputError(f"{path}: its frames have no times that increase; convert it again, or to a folder of images")
     return float(np.median(np.diff(times)))

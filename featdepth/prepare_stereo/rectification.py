@@ -46,7 +46,7 @@ class Rectification(NamedTuple):
     about: Line  # for the records: what was done, and what both pictures show afterwards
 
 
-class Comparison(NamedTuple):
+class SeenInBoth(NamedTuple):
     """Points that both pictures show once they are rectified."""
 
     matches: list[Matches]  # of each pair: left, right
@@ -139,7 +139,7 @@ def views_of(
     return left_view, right_view
 
 
-def compare(pairs: Sequence[Pictures], views: tuple[View, View]) -> Comparison:
+def compare(pairs: Sequence[Pictures], views: tuple[View, View]) -> SeenInBoth:
     """What both pictures of the pairs show. Raises InputError where that is too little."""
     matches = []
     for pictures in pairs:
@@ -153,7 +153,7 @@ def compare(pairs: Sequence[Pictures], views: tuple[View, View]) -> Comparison:
             f"the two cameras' pictures have {points} points in common ({len(pairs)} pairs were compared, "
             f"{FEWEST_POINTS} points are needed); are they of one scene, taken together?"
         )
-    return Comparison(matches, left.shape, measuring_intrinsics(views[0], left.shape))
+    return SeenInBoth(matches, left.shape, measuring_intrinsics(views[0], left.shape))
 
 
 def joined(matches: Sequence[Matches]) -> Matches:
@@ -161,7 +161,7 @@ def joined(matches: Sequence[Matches]) -> Matches:
     return Matches(*(np.concatenate(pixels) for pixels in zip(*matches, strict=True)))
 
 
-def estimate_pose(seen: Comparison, baseline: float) -> np.ndarray:
+def estimate_pose(seen: SeenInBoth, baseline: float) -> np.ndarray:
     """right_from_left 4x4 (metres) that explains where both cameras see the same points.
 
     Raises InputError where the pictures do not tell, and where the cameras are no pair.
@@ -187,7 +187,7 @@ def estimate_pose(seen: Comparison, baseline: float) -> np.ndarray:
     return pose
 
 
-def check_sides(seen: Comparison, pairs: Sequence[Pictures], views: tuple[View, View]) -> None:
+def check_sides(seen: SeenInBoth, pairs: Sequence[Pictures], views: tuple[View, View]) -> None:
     """Raise InputError unless points are in the same row, and farther left in the right picture."""
     if seen.is_pair:
         return

@@ -30,7 +30,7 @@ from featdepth.two_view.matching import find_features
 HEIGHTS = (32, 4096)  # pixels, of frames that are written
 JPEG_QUALITY = 95
 LARGEST_CALIBRATION = 16 << 20  # bytes
-FOLDERS = (".", RIGHT)  # of the cameras' frames, in a clip's
+CAMERA_FOLDERS = (".", RIGHT)  # of the cameras' frames, in a clip's
 
 
 class SourceFrames(NamedTuple):
@@ -131,7 +131,7 @@ def prepare_source(
         if verdict.name in KEPT:
             line |= progress.next_place(name, verdict.name in NEW_CLIP)
             others = (show(picture.pixels, view) for picture, view in zip(pictures[1:], views[1:], strict=True))
-            for folder, shown in zip(FOLDERS, (pixels, *others), strict=False):
+            for folder, shown in zip(CAMERA_FOLDERS, (pixels, *others), strict=False):
                 write_frame(out / line["clip"] / folder / f"{line['frame']:06}.{image_format}", shown)
         append(journal, line)
         progress.note(line)

@@ -38,7 +38,7 @@ __all__ = [
     "triangulate",
 ]
 
-FEWEST_MATCHES = 12  # with fewer, chance agrees with itself
+FEWEST_AGREEING = 12  # with fewer, chance agrees with itself
 THRESHOLD = 1.5  # pixels: the error of an inlier is below
 FOCAL_RANGE, FOCALS = (0.25, 4.0), 21  # tried focal lengths, in widths: fields of view from 127 to 14 degrees
 FOCAL_MATCHES = 200  # of each pair
@@ -85,7 +85,7 @@ def relative_pose(matches: Matches, intrinsics: np.ndarray) -> TwoView | None:
     OpenCV's essential matrix (MAGSAC++, Barath et al., CVPR 2020), refined to the smallest robust Sampson distance: on
     a plane the first alone is wrong. None where fewer than 12 matches agree.
     """
-    if len(matches.one) < FEWEST_MATCHES:
+    if len(matches.one) < FEWEST_AGREEING:
         return None
     cv2 = opencv()
     found, _ = cv2.findEssentialMat(*matches, intrinsics, cv2.USAC_MAGSAC, CONFIDENCE, THRESHOLD)
@@ -95,7 +95,7 @@ def relative_pose(matches: Matches, intrinsics: np.ndarray) -> TwoView | None:
     rotation, translation, _ = refine(rotation, translation[:, 0], intrinsics, matches, LAST_STEPS)
     errors = np.abs(epipolar_errors(rotation, translation, intrinsics, matches))
     inliers = errors < THRESHOLD
-    if inliers.sum() < FEWEST_MATCHES:
+    if inliers.sum() < FEWEST_AGREEING:
         return None
     # Of the four motions with these epipolar lines the one with most points in front of both cameras.
     essential, agreeing = essential_of(rotation, translation), Matches(*(each[inliers] for each in matches))
@@ -122,7 +122,7 @@ def fundamental(matches: Matches) -> tuple[np.ndarray, np.ndarray] | None:
     little parallax, or a plane in view, many matrices fit alike, and only the distances from the epipolar lines mean
     something.
     """
-    if len(matches.one) < FEWEST_MATCHES:
+    if len(matches.one) < FEWEST_AGREEING:
         return None
     cv2 = opencv()
     matrix, _ = cv2.findFundamentalMat(*matches, cv2.FM_RANSAC, THRESHOLD, CONFIDENCE, MOST_DRAWS)
@@ -130,7 +130,7 @@ def fundamental(matches: Matches) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     for _ in range(REFITS):
         inliers = np.abs(sampson(matrix, matches)) < THRESHOLD
-        if inliers.sum() < FEWEST_MATCHES:
+        if inliers.sum() < FEWEST_AGREEING:
             return None
         refitted, _ = cv2.findFundamentalMat(*(pixels[inliers] for pixels in matches), cv2.FM_8POINT)
         if refitted is None:  # many fit alike, as where nothing moves
@@ -148,7 +148,7 @@ def focal_from_matches(pairs: Sequence[Matches], size: tuple[int, int]) -> Focal
     the errors rise beside the best, and from estimates on random choices of the pairs. Pairs of one drive share their
     errors, so that the spread is the least to expect. A principal point off the middle shifts the estimate.
     """
-    pairs = [thinned(matches) for matches in pairs if len(matches.one) >= FEWEST_MATCHES]
+    pairs = [thinned(matches) for matches in pairs if len(matches.one) >= FEWEST_AGREEING]
     if len(pairs) < FEWEST_PAIRS:
         return None
     logs = np.linspace(*np.log(FOCAL_RANGE), FOCALS)

@@ -44,6 +44,7 @@ def imports(path: Path, lazy: bool) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def graph(lazy: bool = False, type_checking: bool = True) -> dict[str, set[str]]:
     """Which modules of ours each module names in its imports."""
     files = modules()

@@ -17,7 +17,7 @@ from featdepth.errors import InputError
 from featdepth.files import read_text
 
 CAMERAS = {"l": "02", "r": "03"}  # the colour cameras
-LARGEST_FILE = 1 << 20  # bytes; a calibration file has 4 KB
+LARGEST_CALIBRATION = 1 << 20  # bytes; a calibration file has 4 KB
 LARGEST_NUMBER = 1e6  # pixels, metres and their products are far below
 
 
@@ -98,7 +98,7 @@ class Calibration(RectifiedCameras):
 def read_rows(path: Path) -> dict[str, str]:
     """The rows `name: values` of a calibration file; InputError where it is missing or unreasonably large."""
     try:
-        text = read_text(path, LARGEST_FILE, "the calibration")
+        text = read_text(path, LARGEST_CALIBRATION, "the calibration")
     except InputError as error:
         raise InputError(
             f"{error}; download the calibration and put its files there, or for own data write it (docs/data)"

@@ -12,7 +12,7 @@ from featdepth.data.samples import Naming
 from featdepth.errors import InputError
 
 IMAGE_NAME = re.compile(rf"([0-9]{{10}})\.(?:{IMAGE_SUFFIXES})", re.IGNORECASE)
-IMAGE_FORM = "by ten digits, as in 0000000005.png"
+RAW_IMAGE_FORM = "by ten digits, as in 0000000005.png"
 SCAN_NAME = re.compile(r"([0-9]{10})\.bin")
 DEPTH_NAME = re.compile(r"([0-9]{10})\.png")
 PACKET_NAME = re.compile(r"([0-9]{10})\.txt")
@@ -96,6 +96,6 @@ class KittiFiles:
     def listing(self, folder: str, pattern: re.Pattern[str]) -> dict[int, str]:
         """The files in `folder` whose names match `pattern`, by the frame number that is its first group, in order."""
         if folder not in self.listings:
-            form = IMAGE_FORM if pattern is IMAGE_NAME else ""
+            form = RAW_IMAGE_FORM if pattern is IMAGE_NAME else ""
             self.listings[folder] = list_frames(self.root / folder, pattern, form)
         return self.listings[folder]

@@ -18,7 +18,7 @@ from featdepth.data.dataset import FrameDataset
 from featdepth.data.footage import Camera
 from featdepth.data.images import load_depth_image
 from featdepth.data.kitti.calibration import Calibration
-from featdepth.data.kitti.drives import IMAGE_FORM, KITTI_DRIVES, KittiFiles
+from featdepth.data.kitti.drives import KITTI_DRIVES, RAW_IMAGE_FORM, KittiFiles
 from featdepth.data.kitti.eigen import eigen_split, eigen_test_samples
 from featdepth.data.kitti.ground_truth import cached_lidar_depth, writable_cache_folder
 from featdepth.data.kitti.oxts import distance_between, read_speed, read_times, steps_between
@@ -40,7 +40,7 @@ class KittiRaw(FrameDataset):
 
     naming = KITTI_DRIVES
     makes_ground_truth = True
-    image_form = IMAGE_FORM
+    image_form = RAW_IMAGE_FORM
 
     def open_root(self, config: Config) -> None:
         self.improved = config.evaluate.protocol == "eigen_improved"

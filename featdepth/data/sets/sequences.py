@@ -165,7 +165,7 @@ class SequenceDataset(FrameDataset):
         return f"data.kind {self.config.kind} has none here; see docs/data"
 
     def read_depth(self, sample: Sample, path: str) -> np.ndarray:
-        raise NotImplementedError(f"{type(self).__name__} finds ground truth and cannot read it")
+        raise InputError(f"{path}: data.kind {self.config.kind} names ground truth that its reader does not read")
 
 
 def time_parts(count: int, reach: int) -> dict[str, tuple[int, int]]:

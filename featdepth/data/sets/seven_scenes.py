@@ -36,7 +36,7 @@ IMAGE_NAME = re.compile(rf"frame-([0-9]{{6}})\.color\.(?:{IMAGE_SUFFIXES})", re.
 IMAGE_FORM = "as in frame-000005.color.png"
 DEPTH_NAME = re.compile(r"frame-([0-9]{6})\.depth\.png")
 POSE_NAME = re.compile(r"frame-([0-9]{6})\.pose\.txt")
-INTRINSICS_NAME = "camera-intrinsics.txt"
+CAMERA_FILE = "camera-intrinsics.txt"
 # The data set's own default, where no file says more.
 DEFAULT_INTRINSICS = matrix(585.0, 585.0, 320.0, 240.0)
 DEFAULT_SIZE = (480, 640)
@@ -88,12 +88,12 @@ class SevenScenes(SequenceDataset):
     def read_camera(self, folder: Path, size: tuple[int, int]) -> np.ndarray:
         """3x3 intrinsics of a drive whose images are of `size`: the nearest file's, or the default."""
         for place in (folder, folder.parent, self.root):
-            path = place / INTRINSICS_NAME
+            path = place / CAMERA_FILE
             if path.is_file():
                 return read_pinhole(path, size)
         if size != DEFAULT_SIZE:
             raise InputError(
-                f"{folder}: images of {size[1]} x {size[0]} pixels without {INTRINSICS_NAME}, and the default is for "
+                f"{folder}: images of {size[1]} x {size[0]} pixels without {CAMERA_FILE}, and the default is for "
                 f"{DEFAULT_SIZE[1]} x {DEFAULT_SIZE[0]}; write the 3x3 intrinsics of their size there"
             )
         return DEFAULT_INTRINSICS

@@ -35,7 +35,7 @@ LISTED_FILE = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,9})?)\s+(\S+)\s*")
 CAMERA_NAME = re.compile(r"freiburg[123]")
 SIZE = (480, 640)  # of the benchmark's images
 # fx, fy, cx, cy that the benchmark publishes; what is left of the lenses' distortion is not undone.
-CAMERAS = {
+KNOWN_CAMERAS = {
     "freiburg1": (517.3, 516.5, 318.6, 255.3),
     "freiburg2": (520.9, 521.0, 325.1, 249.7),
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
@@ -76,7 +76,7 @@ class TumRgbd(SequenceDataset):
                 f"{self.folders[drive]}: no intrinsics.txt, and images of {size[1]} x {size[0]} pixels in a folder of "
                 "this name are not of the cameras freiburg1 to freiburg3 (640 x 480); write the 3x3 intrinsics there"
             )
-        return matrix(*CAMERAS[match[0]])
+        return matrix(*KNOWN_CAMERAS[match[0]])
 
     def read_times(self, drive: str) -> dict[int, float]:
         return dict(enumerate(read_file_list(self.folders[drive] / "rgb.txt")[0].tolist()))
