@@ -12,7 +12,7 @@ import torchvision
 from conftest import call_program, run_program_process, succeeded
 from run_records import differences, interrupted_copy, read_metrics
 from safetensors.torch import save_file
-from test_variants import assert_same_step, kept_bytes, one_graph, training_step
+from same_training import assert_same_step, kept_bytes, one_graph, training_step
 from tiny_models import tiny_batch, tiny_config, tiny_model
 from torch import Tensor
 from torchvision.models import get_model, get_model_weights
