@@ -20,7 +20,7 @@ CITYSCAPES_CUT = [0.0, 0.25, 0.0, 0.0]  # the `data.crop` that the crop of Citys
 class Protocol(NamedTuple):
     """Which pixels of a ground truth are compared, and with what."""
 
-    crop: str  # "garg", "cityscapes" or "none"
+    crop: str  # "garg", "cityscapes", "nyu" or "none"
     cap: float | None  # metres: truth beyond it is ignored; None: all of it is compared
     clamp: float  # metres: predictions beyond it are taken for it
 
@@ -81,6 +81,18 @@ KINDS = {  # by their names in `data.kind`
         Licence("7-Scenes", "terms of its own: not for commercial use"),
         ROOM,
         ("official", "time"),
+    ),
+    "make3d": Kind(
+        "featdepth.data.sets.make3d:Make3d",
+        Licence("Make3D", "see its page"),
+        {"own": Protocol("none", 70.0, 70.0)},
+        ("official",),
+    ),
+    "nyu_depth": Kind(
+        "featdepth.data.sets.nyu_depth:NyuDepth",
+        Licence("NYU Depth V2", "see its page"),
+        {"own": Protocol("nyu", 10.0, 10.0)},
+        ("official",),
     ),
     "video": Kind(
         "featdepth.data.sets.video:Video", Licence("video of its makers", "up to them"), STREET, has_stereo=True

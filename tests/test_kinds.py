@@ -16,7 +16,8 @@ from tree_writers import WRITERS
 
 import evaluate
 import train
-from featdepth.kinds import KINDS
+from featdepth.data.sets.stills import StillImages
+from featdepth.kinds import KINDS, dataset_class
 
 FRAMES, STEPS = 5, 21
 WITHOUT_DEPTH = {"euroc", "video"}
@@ -75,7 +76,9 @@ def outcome(directory: Path, evaluated: Result) -> Outcome:
 
 
 def test_every_kind_has_a_writer_and_a_configuration() -> None:
-    assert set(KINDS) == set(WRITERS)
+    """But for those that nothing is trained on, which have tests of their own."""
+    trained = {kind for kind in KINDS if not issubclass(dataset_class(kind), StillImages)}
+    assert trained == set(WRITERS)
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))

@@ -22,6 +22,8 @@ FIELD = {
     ("eth3d", "own"): Protocol("none", 80.0, 80.0),
     ("tum_rgbd", "own"): Protocol("none", 10.0, 10.0),
     ("seven_scenes", "own"): Protocol("none", 10.0, 10.0),
+    ("make3d", "own"): Protocol("none", 70.0, 70.0),
+    ("nyu_depth", "own"): Protocol("nyu", 10.0, 10.0),
     ("video", "own"): Protocol("none", 80.0, 80.0),
 }
 

@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, default=1, help="of the CPU, for each program (default: 1)")
     add("--cpu", action="store_true", help="use no GPU")
     add("--out", type=Path, default=Path("runs/arena"), help="keeps streets, runs and tables (default: runs/arena)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.steps is not None and arguments.seconds is not None:
         raise InputError("--steps and --seconds: choose what is equal, one of them")
     if (arguments.kitti is None) != (arguments.split is None) or (arguments.kitti and arguments.streets):

@@ -33,7 +33,7 @@ CHOICES = {
     "model.feature_layers": LAYERS,
     "model.pose_start": ("published", "he"),
     "evaluate.protocol": PROTOCOLS,
-    "evaluate.crop": ("garg", "cityscapes", "none"),
+    "evaluate.crop": ("garg", "cityscapes", "nyu", "none"),
 }
 POSITIVE = (
     "data.cache_gb",

@@ -126,7 +126,7 @@ class Train:
 @dataclass
 class Evaluate:
     protocol: str = "eigen"  # "eigen": raw LiDAR; "eigen_improved": proj_depth/groundtruth; "own": other data sets'
-    crop: str | None = None  # "garg", "cityscapes" or "none"; null: what the field does (featdepth.kinds)
+    crop: str | None = None  # "garg", "cityscapes", "nyu" or "none"; null: what the field does (featdepth.kinds)
     cap: float | None = None  # metres: truth beyond it is ignored, predictions are clamped to it; null: as the field
     flip: bool = False  # average with the prediction of the mirrored image
     camera_height: float | None = None  # metres above the ground: scale from it; null: the model's own

@@ -89,14 +89,24 @@ def load_image(
     needs_texture: raise NothingSeen for one colour all over, from which nothing can be learned. Raises InputError,
     naming the file, for one that cannot be read, claims more than 100 million pixels or has another size.
     """
-    pixels = read_photo(path, expected_size).pixels
-    if window is not None:
-        top, bottom, left, right = window
-        pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
+    pixels = shown_pixels(read_photo(path, expected_size).pixels, window)
     if needs_texture and not has_texture(pixels):
         colour = ", ".join(map(str, pixels[0, 0]))
         reason = f"nothing is seen in the frame, it is of one colour ({colour}) all over"
         raise NothingSeen(f"{path}: {reason}; leave it out")
+    return resize_pixels(pixels, size)
+
+
+def shown_pixels(pixels: np.ndarray, window: Window | None) -> np.ndarray:
+    """The part `window` of an image `[h, w, 3]`; None: all of it."""
+    if window is None:
+        return pixels
+    top, bottom, left, right = window
+    return np.ascontiguousarray(pixels[top:bottom, left:right])
+
+
+def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """An image uint8 `[h, w, 3]` as `[3, H, W]`, resized to `size` (H, W) with antialiasing."""
     # A triangle as wide as the reduction: free of aliasing, no overshoot. With the channels innermost, as they come,
     # torch takes a quarter of Pillow's time for it, and a tenth of what Lanczos takes there.
     channels_last = torch.from_numpy(pixels).permute(2, 0, 1)[None]

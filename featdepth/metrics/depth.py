@@ -19,6 +19,8 @@ CROPS = {  # first and last row, first and last column: parts of height and widt
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
     # Of Cityscapes' images without their lower quarter: the rows from 256 to 768, the columns from 192 to 1856.
     "cityscapes": (1 / 3, 1.0, 0.09375, 0.90625),
+    # Of NYU Depth V2, as Eigen et al. (2014): the rows from 45 to 471 of 480, the columns from 41 to 601 of 640.
+    "nyu": (45 / 480, 471 / 480, 41 / 640, 601 / 640),
 }
 
 
