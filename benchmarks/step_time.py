@@ -1,7 +1,7 @@
 """Time and memory of a training step as a multiple of the bare networks.
 
 python benchmarks/step_time.py [--objectives feature_metric joint ...] [--sizes 192x640 320x1024] [--batches 1 2 4]
-    [--precisions float32 bfloat16] [--compile] [--levers] [--repeat 7] [--cpu] [--json FILE]
+    [--precisions float32 bfloat16] [--compile] [--levers] [--motion] [--repeat 7] [--cpu] [--json FILE]
 
 A step is everything between two batches: augmentation, forward, losses, backward, clipping, Adam. The bare networks
 are the depth network once and the pose network once for each pair (and the autoencoder, where the objective trains it),
@@ -9,9 +9,9 @@ forward and backward of a trivial sum, channels-last, without an optimizer; "pla
 decoders convolve maps that were doubled in size before. "x bare" is the ratio to the plain form of the same objective,
 precision, size and batch; "x step" that to the ordinary step. --compile adds the step with its objective compiled, and
 with networks and augmentation compiled too; --levers what saves memory: recomputed activations, and the batch in passes
-of one sample. On a GPU bfloat16 and the compiled steps are measured unless told otherwise. The rows of one objective
-and precision are interleaved, so that a noisy machine slows them alike; medians, and ratios within a round. Peak memory
-is that of a process of its own.
+of one sample; --motion the step without a pose network, and with one that alignment teaches. On a GPU bfloat16 and the
+compiled steps are measured unless told otherwise. The rows of one objective and precision are interleaved, so that a
+noisy machine slows them alike; medians, and ratios within a round. Peak memory is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[2])
     add_variants(parser)
     parser.add_argument("--levers", action="store_true", help="add steps that save memory")
+    parser.add_argument("--motion", action="store_true", help="add steps with motion by alignment")
     parser.add_argument("--layers", type=int, default=50, help="of the depth network's and the autoencoder's ResNet")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # one row, for its peak memory
     arguments = parser.parse_args()
@@ -136,7 +137,7 @@ def measure_time(case: Case, arguments: argparse.Namespace, device: torch.device
 def memory_of(name: str, case: Case, arguments: argparse.Namespace) -> float:
     """Peak memory in GB of a process that does nothing but this row."""
     words = ["--sizes", f"{case.height}x{case.width}", "--batches", case.batch, "--objectives", case.objective]
-    words += ["--precisions", case.precision, "--layers", case.layers, "--compile", "--levers"]
+    words += ["--precisions", case.precision, "--layers", case.layers, "--compile", "--levers", "--motion"]
     words += ["--cpu"] if arguments.cpu else []
     return float(run_python([Path(__file__).resolve(), *words, "--only", name]).split()[-1])
 
@@ -169,12 +170,15 @@ def makers(case: Case, arguments: argparse.Namespace) -> dict[str, Callable[[Cas
         made["step, recomputed"] = partial(training_step, recompute=True)
     if arguments.levers and case.batch > 1:
         made["step, accumulated"] = partial(training_step, passes=case.batch)
+    if arguments.motion and case.objective != "autoencoder":
+        made |= {f"step, {motion}": partial(training_step, motion=motion) for motion in ("aligned", "taught")}
     return made
 
 
-def configuration(case: Case) -> Config:
+def configuration(case: Case, motion: str = "network") -> Config:
     settings = Model(
         objective=case.objective,
+        motion=motion,
         depth_layers=case.layers,
         feature_layers=case.layers,
         pretrained=False,
@@ -265,9 +269,13 @@ def training_step(
     compile_all: bool = False,
     recompute: bool = False,
     passes: int = 1,
+    motion: str = "network",
 ) -> Callable[[], None]:
-    """A step of train.py; recompute: with gradient checkpointing; passes: that the batch is divided into."""
-    config = configuration(case)
+    """A step of train.py.
+
+    recompute: with gradient checkpointing; passes: that the batch is divided into; motion: `model.motion`.
+    """
+    config = configuration(case, motion)
     model = build(config, accelerator.device)
     if recompute:
         model.gradient_checkpointing_enable()

@@ -17,6 +17,7 @@ from featdepth.models.featdepth import Prediction
 
 # How fast the weight of a derivative falls with the image's own derivative.
 DISPARITY_EDGE_SHARPNESS, FEATURE_EDGE_SHARPNESS = 0.5, 1.0
+LARGEST_MISFIT = 1.5  # error of a given pose in those of aligned ones, beyond which the latter are not believed
 
 
 def compute_losses(prediction: Prediction, batch: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
@@ -38,7 +39,7 @@ def compute_terms(prediction: Prediction, batch: dict[str, Tensor], config: Conf
             terms["photometric"] = pyramid_terms(prediction, images, intrinsics, config)
         else:
             depths = upsampled_depths(prediction, images.shape[-2:], config)
-            terms["photometric"] = photometric_terms(depths, prediction.poses, images, intrinsics, config)
+            terms["photometric"] = photometric_terms(depths, prediction, images, intrinsics, config)
         terms["smoothness"] = smoothness_terms(prediction.disparities, images[:, 0], config)
     if prediction.alignment is not None:
         from featdepth.aligned_motion import alignment_terms  # most trainings need none of it
@@ -72,15 +73,16 @@ def upsampled_depths(prediction: Prediction, size: tuple[int, int], config: Conf
 
 
 def photometric_terms(
-    depths: list[Tensor], poses: Tensor, images: Tensor, intrinsics: Tensor, config: Config
+    depths: list[Tensor], prediction: Prediction, images: Tensor, intrinsics: Tensor, config: Config
 ) -> Tensor:
     """Photometric error at each scale, per-pixel minimum over the sources, automasked if asked for: `[scales, B]`."""
+    given = given_source(prediction, config)
     target, sources = images[:, 0], images[:, 1:]
     statistics = losses.local_statistics(target)
     unwarped = identity_error(target, sources, statistics, config) if config.loss.automask else None
     terms = []
     for depth in depths:
-        error = minimum_error(reconstruct(sources, depth, intrinsics, poses), target, statistics)
+        error = minimum_error(reconstruct(sources, depth, intrinsics, prediction.poses), target, statistics, given)
         if unwarped is not None:
             error = torch.minimum(error, unwarped)
         terms.append(losses.per_sample_mean(error))
@@ -99,7 +101,7 @@ def pyramid_terms(prediction: Prediction, images: Tensor, intrinsics: Tensor, co
         resized = functional.interpolate(images.flatten(0, 1), size, mode="area").unflatten(0, images.shape[:2])
         depths = upsampled_depths(prediction._replace(disparities=(disparity,)), size, config)
         resized_intrinsics = geometry.resize_intrinsics(intrinsics, full_size, size)
-        terms.append(photometric_terms(depths, prediction.poses, resized, resized_intrinsics, config)[0])
+        terms.append(photometric_terms(depths, prediction, resized, resized_intrinsics, config)[0])
     return torch.stack(terms) / len(terms)
 
 
@@ -113,10 +115,31 @@ def reconstruct(sources: Tensor, depth: Tensor, intrinsics: Tensor, poses: Tenso
     return warped
 
 
-def minimum_error(candidates: list[Tensor], target: Tensor, statistics: losses.LocalStatistics) -> Tensor:
-    """Smallest photometric error `[B, 1, H, W]` over candidates `[B, 3, H, W]`: the occluded find another source."""
-    errors = [losses.photometric_error(candidate, target, statistics) for candidate in candidates]
-    return torch.stack(errors).amin(0)
+def minimum_error(
+    candidates: list[Tensor], target: Tensor, statistics: losses.LocalStatistics, given: int | None = None
+) -> Tensor:
+    """Smallest photometric error `[B, 1, H, W]` over candidates `[B, 3, H, W]`; given: as for `smallest`."""
+    return smallest([losses.photometric_error(candidate, target, statistics) for candidate in candidates], given)
+
+
+def smallest(errors: list[Tensor], given: int | None) -> Tensor:
+    """Smallest error `[B, 1, H, W]` over the sources of each pixel: what one of them hides another shows.
+
+    given: place of the source whose pose is given, where those of all others were found with the very depth that is
+    judged by them. While depth is wrong they fit better than the given one, and would win most pixels with what they
+    have to teach least: a sample in which one fits better by far leaves it out.
+    """
+    together = torch.stack(errors)
+    if given is not None:
+        means = together.detach().mean((2, 3, 4))
+        together = together.masked_fill((means[given] > LARGEST_MISFIT * means)[:, :, None, None, None], torch.inf)
+    return together.amin(0)
+
+
+def given_source(prediction: Prediction, config: Config) -> int | None:
+    """Place of the stereo source where the others are aligned; None: there is none, or they are not."""
+    is_aligned = prediction.alignment is not None and config.model.motion == "aligned"
+    return config.data.frames.index("s") - 1 if is_aligned and "s" in config.data.frames else None
 
 
 def identity_error(target: Tensor, sources: Tensor, statistics: losses.LocalStatistics, config: Config) -> Tensor:
@@ -169,8 +192,8 @@ def feature_metric_error(prediction: Prediction, intrinsics: Tensor, config: Con
     )
     depth = geometry.disparity_to_depth(disparity, config.model.min_depth, config.model.max_depth)
     warped = reconstruct(prediction.source_features, depth, geometry.halve_intrinsics(intrinsics), prediction.poses)
-    errors = torch.stack([losses.robust_l1(candidate, target) for candidate in warped])
-    return losses.per_sample_mean(errors.amin(0))
+    errors = [losses.robust_l1(candidate, target) for candidate in warped]
+    return losses.per_sample_mean(smallest(errors, given_source(prediction, config)))
 
 
 def reconstruction_terms(reconstructions: tuple[Tensor, ...], target: Tensor, stepwise: bool) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from featdepth.data.synthetic import Drive, Street, render_frame
 from featdepth.models import FeatDepth
 from featdepth.odometry.aligned import align_motions, halfway
+from featdepth.odometry.aligned_focal import focal_by_alignment
 from featdepth.odometry.egomotion import chain_motions, predict_motions
 from featdepth.predict.network import BY_ALIGNMENT, BY_REPETITION, Launch, Networks
 
@@ -148,6 +149,24 @@ def test_where_intrinsics_are_missing_another_motion_stands_in(
     assert how == [None, BY_ALIGNMENT, BY_ALIGNMENT, BY_REPETITION]
     steps = np.linalg.inv(poses[:-1]) @ poses[1:]
     assert steps[2] == pytest.approx(steps[1], abs=1e-5)
+
+
+@pytest.mark.long
+def test_the_focal_length_of_a_camera_that_turns(model: FeatDepth) -> None:
+    drive = Drive(Street(drives=4, frames=12, height=SIZE[0], width=SIZE[1], turning=3.0), 0)
+    rendered = [render_frame(drive, frame) for frame in range(3, 12)]
+    images = torch.from_numpy(np.stack([frame.image for frame in rendered])).permute(0, 3, 1, 2)
+    depth = torch.from_numpy(np.stack([frame.depth for frame in rendered]))[:, None]
+    other = KnownDepth(model.settings, model.frames, *SIZE).eval()
+    other.know(images.float() / 255, depth)
+    found = focal_by_alignment(other, images[:-1], images[1:], SIZE)
+    assert found.widths == pytest.approx(drive.rig.intrinsics[0, 0] / SIZE[1], rel=0.05) and found.spread < 0.05
+    other.know(1 - images.float() / 255, depth)  # a wall
+    assert focal_by_alignment(other, images[:-1], images[1:], SIZE) is None
+
+
+def test_few_pairs_show_no_focal_length(frames: list[np.ndarray], model: FeatDepth) -> None:
+    assert focal_by_alignment(model, frames[:1], frames[1:2], SIZE) is None
 
 
 def test_halfway_of_two_poses() -> None:

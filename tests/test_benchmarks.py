@@ -76,9 +76,10 @@ def test_imports_what_there_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_step_time(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = benchmark("step_time")
     monkeypatch.setattr(module, "memory_of", lambda *arguments: 1.0)  # a process for each row would take long
-    words = ["--objectives", "joint", "--layers", 18, "--levers", "--precisions", "float32"]
+    words = ["--objectives", "joint", "--layers", 18, "--levers", "--motion", "--precisions", "float32"]
     rows = rows_of(module, tmp_path, *TINY, *words)
-    assert [row["name"] for row in rows] == ["bare, plain", "bare", "step", "step, recomputed", "step, accumulated"]
+    steps = ["step", "step, recomputed", "step, accumulated", "step, aligned", "step, taught"]
+    assert [row["name"] for row in rows] == ["bare, plain", "bare", *steps]
     assert rows[0]["times_bare"] == 1
 
 

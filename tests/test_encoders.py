@@ -12,7 +12,7 @@ import torchvision
 from conftest import call_program, run_program_process, succeeded
 from run_records import differences, interrupted_copy, read_metrics
 from safetensors.torch import save_file
-from test_variants import assert_same_step, kept_bytes, one_graph, training_step
+from same_training import assert_same_step, kept_bytes, one_graph, training_step
 from tiny_models import tiny_batch, tiny_config, tiny_model
 from torch import Tensor
 from torchvision.models import get_model, get_model_weights
@@ -218,6 +218,7 @@ def test_weights_of_timm_from_its_own_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one size alone"):
         make_backbone("timm:vit_tiny_patch16_224")
     assert "did you mean timm:convnext_atto?" in refusal("timm:convnext_ato")
+    assert "did you mean timm:convnext_atto.d2_in1k?" in refusal("timm:convnext_atto.d2_in1")
 
 
 def refusal(encoder: str, **settings: object) -> str | None:

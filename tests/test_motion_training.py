@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import call_program, run_program_process, succeeded
+from run_records import differences, interrupted_copy, read_metrics
 from tiny_models import tiny_batch, tiny_config, tiny_model
 from torch import Tensor
 
+import evaluate
+import train
 from featdepth.aligned_motion import align_sources, aligned_poses, motion_error
 from featdepth.alignment import Alignment
 from featdepth.config import Config
@@ -18,7 +23,7 @@ from featdepth.data.synthetic import Drive, Street, render_frame
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
 from featdepth.models import FeatDepth
-from featdepth.objective import compute_losses
+from featdepth.objective import compute_losses, smallest
 
 SIZE = (64, 96)
 
@@ -96,6 +101,16 @@ class TestAligned:
         assert set(losses) == {"photometric", "smoothness"}
         torch.stack(list(losses.values())).sum().backward()
         assert all(each.grad.isfinite().all() and each.grad.abs().max() > 0 for each in model.parameters())
+
+    def test_stereo_teaches_alone_until_depth_is_about_right(self) -> None:
+        """Of two samples the first has a stereo error, in place 1, that is far above those of the aligned sources."""
+        errors = [torch.rand(2, 1, 4, 6) + each for each in (0.5, 1.0, 3.0)]
+        errors[1][0] += 2.0
+        together = torch.stack(errors)
+        assert torch.equal(smallest(errors, None), together.amin(0))
+        believed = smallest(errors, 1)
+        assert torch.equal(believed[0], together[1:, 0].amin(0))
+        assert torch.equal(believed[1], together[:, 1].amin(0))
 
     def test_velocity_teaches_the_scale_of_depth(self, drive: Drive, batch: dict[str, Tensor]) -> None:
         """Where translations are longer than the camera moved, depth is to become smaller, and the reverse."""
@@ -211,3 +226,48 @@ def test_taught_without_a_weight() -> None:
     config = tiny_config("photometric", [0, 1, "s"])
     config.model.motion, config.loss.alignment = "taught", 0.0
     assert "loss.alignment is 0, which teaches" in problem_of(config)
+
+
+ALIGNED = ("model.motion=aligned",)
+STEPS = ("train.max_steps=4", "train.checkpoint_every=2", "train.keep_checkpoints=9", "train.log_every=1")
+
+
+@pytest.fixture(scope="module")
+def aligned_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps of two batches of two on one process."""
+    directory = tmp_path_factory.mktemp("aligned") / "run"
+    options = [f"run.directory={directory}", *ALIGNED, *STEPS, "train.accumulate=2"]
+    succeeded(call_program(train.main, "--cpu", "--config", config_file, *options))
+    return directory
+
+
+@pytest.mark.long
+class TestRuns:
+    def test_saved_model_has_depth_alone(self, aligned_run: Path) -> None:
+        model = FeatDepth.from_pretrained(aligned_run / "model")
+        assert model.settings.motion == "aligned" and model.scale_source == "stereo baseline" and not model.has_motion
+        assert model.predict_depth(torch.rand(1, 3, 70, 100)).shape == (1, 1, 70, 100)
+
+    def test_it_is_followed_and_scored(self, aligned_run: Path, config_file: Path, tmp_path: Path) -> None:
+        for words in ((), ("--odometry",)):
+            arguments = ["--config", config_file, "--checkpoint", aligned_run / "model", *words]
+            arguments += [f"run.directory={tmp_path}", "data.workers=0"]
+            succeeded(call_program(evaluate.main, "--cpu", *arguments))
+
+    def test_continues_exactly(self, aligned_run: Path, config_file: Path, tmp_path: Path) -> None:
+        directory = interrupted_copy(aligned_run, tmp_path / "run", step=2)
+        options = [f"run.directory={directory}", "--resume", *ALIGNED, *STEPS, "train.accumulate=2"]
+        succeeded(call_program(train.main, "--cpu", "--config", config_file, *options))
+        assert differences(aligned_run, directory) == []
+
+    @pytest.mark.parametrize("motion", ["aligned", "taught"])
+    def test_two_processes_do_what_one_does(self, motion: str, config_file: Path, tmp_path: Path) -> None:
+        losses = []
+        for processes, samples in ((1, 2), (2, 1)):
+            directory = tmp_path / str(processes)
+            options = [f"run.directory={directory}", f"model.motion={motion}", "train.max_steps=2", "train.log_every=1"]
+            options += [f"train.batch_size={samples}", "data.flip=0.0", "data.colour_jitter=0.0", "model.dropout=0.0"]
+            command = ["train.py", "--cpu", "--config", config_file, *options]
+            succeeded(run_program_process(command, processes=processes))
+            losses.append([line["loss"] for line in read_metrics(directory) if line["split"] == "train"])
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import check_reference
@@ -19,6 +18,7 @@ from same_training import (
     assert_same_metrics,
     assert_same_statistics,
     assert_same_step,
+    kept_bytes,
     one_graph,
     run_here,
     training_step,
@@ -43,22 +43,6 @@ def plain_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     directory = tmp_path_factory.mktemp("plain") / "run"
     run_here(config_file, directory)
     return directory
-
-
-def kept_bytes(model: FeatDepth, run: Callable[[], object]) -> int:
-    """Memory that `run` keeps for the backward pass, less the parameters'."""
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = run()  # a tensor that is freed meanwhile would lend its address to another
-    parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
-    del kept
-    return sum(size for address, size in sizes.items() if address not in parameters)
 
 
 class TestGradientCheckpointing:

@@ -27,6 +27,7 @@ from benchmarks.arena.table import format_tables, summarise
 from benchmarks.arena.training import LARGEST_RESULT, Ground, Plan, configuration, step_seconds, train
 from benchmarks.measure import machine
 from featdepth.config import Parser
+from featdepth.console import count
 from featdepth.data.synthetic import Street, write_street
 from featdepth.errors import TERMINATED, InputError
 from featdepth.errors import run_program as run_main
@@ -46,14 +47,19 @@ def main() -> None:
     out, device = arguments.out.resolve(), torch.device("cpu" if arguments.cpu else "cuda")
     torch.set_num_threads(arguments.threads)
     competitors = read_competitors(arguments.competitors)
-    grounds = open_grounds(arguments, out)
+    grounds = choose_grounds(arguments, out)
+    for competitor in competitors:  # a wrong key shows before streets are rendered
+        configuration(competitor, grounds[0], out, check_files=False)
+    if arguments.kitti is None:
+        for seed, ground in zip(arguments.streets, grounds, strict=True):
+            write_street(ground.root, drives=arguments.drives, seed=seed)
     plans = [
         Plan(competitor, ground, seed, arguments.steps, arguments.seconds, out, arguments.threads, arguments.cpu)
         for ground in grounds
         for seed in range(arguments.seeds)
         for competitor in competitors
     ]
-    for plan in plans:  # before hours are spent on the first of them
+    for plan in plans:  # and a missing file before hours are spent on the first of them
         configuration(plan.competitor, plan.ground, out)
     ours = [competitor for competitor in competitors if competitor.is_ours]
     seconds = step_seconds(ours, plans[0], arguments.rounds) if ours else {}
@@ -61,28 +67,34 @@ def main() -> None:
     for number, plan in enumerate(plans, start=1):
         print(f"run        {number} of {len(plans)}: {plan.title}", flush=True)
         results[plan.competitor.name].append(run(plan, seconds.get(plan.competitor.name)))
-    equal = f"{arguments.steps} steps" if arguments.seconds is None else f"{arguments.seconds:g} s of training steps"
-    title = (
-        f"{', '.join(ground.name for ground in grounds)}; seeds 0-{arguments.seeds - 1}; {equal}; "
-        f"{machine(device, arguments.threads)}, {', '.join(versions())}"
-    )
+        if number % len(competitors) == 0:  # of a night that is interrupted, the tables so far remain
+            report(results, plans, device)
+
+
+def report(results: dict[str, list[dict]], plans: list[Plan], device: torch.device) -> None:
+    """Write the tables of as many of the runs as there are; after the last one print them too."""
+    every = [result for own in results.values() for result in own]
+    steps, seconds, threads, out = plans[0].steps, plans[0].seconds, plans[0].threads, plans[0].out
+    about = [
+        ", ".join(dict.fromkeys(result["ground"] for result in every)),
+        f"{count(len({result['seed'] for result in every}), 'seed')}",
+        f"{steps} steps" if seconds is None else f"{seconds:g} s of training steps",
+        machine(device, threads),
+        *sorted({", ".join(result["versions"]) for result in every}),
+    ]
     rows = summarise(results)
-    tables = format_tables(rows, title)
-    write_text(out / "table.json", json.dumps({"title": title, "rows": rows}, indent=1) + "\n")
+    tables = format_tables(rows, "; ".join(about))
+    write_text(out / "table.json", json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     write_text(out / "table.md", tables)
-    print(f"\n{tables}\nwritten to {out}/table.md and table.json")
+    if len(every) == len(plans):
+        print(f"\n{tables}\nwritten to {out}/table.md and table.json")
 
 
 def parse() -> argparse.Namespace:
     """The command line. Raises InputError."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "competitors",
-        nargs="+",
-        metavar="'NAME: CONFIG [key=value ...]' | FILE.yaml",
-        help="the first is compared with",
-    )
+    add("competitors", nargs="+", metavar="COMPETITOR", help="'NAME: CONFIG [key=value ...]', or FILE.yaml of them")
     add("--form", choices=FORMS, default="short", help="half an hour, or a night (default: short)")
     add("--seeds", type=int, help="training seeds (default: by the form)")
     add("--streets", type=int, nargs="+", help=f"some of {CHOOSING}; with --judge of {JUDGING}")
@@ -121,17 +133,15 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def open_grounds(arguments: argparse.Namespace, out: Path) -> list[Ground]:
-    """The data to compare on; streets are written where they are not there yet."""
+def choose_grounds(arguments: argparse.Namespace, out: Path) -> list[Ground]:
+    """The data to compare on."""
     if arguments.kitti is not None:
         root, split = arguments.kitti.resolve(), arguments.split.resolve()
         return [Ground(split.name, root, split, is_dense=False, has_poses=arguments.odometry)]
-    grounds = []
-    for seed in arguments.streets:
-        root = out / f"streets/{seed}"
-        write_street(root, drives=arguments.drives, seed=seed)
-        grounds.append(Ground(f"street_{seed}", root, root / "splits", is_dense=True, has_poses=True))
-    return grounds
+    roots = {seed: out / f"streets/{seed}" for seed in arguments.streets}
+    return [
+        Ground(f"street_{seed}", root, root / "splits", is_dense=True, has_poses=True) for seed, root in roots.items()
+    ]
 
 
 def run(plan: Plan, step_seconds: float | None) -> dict:

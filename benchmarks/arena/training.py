@@ -73,11 +73,13 @@ class Plan(NamedTuple):
         return [*words, f"run.directory={self.folder / 'training'}", *overrides, *["--cpu"] * self.cpu]
 
 
-def configuration(competitor: Competitor, ground: Ground, out: Path, training: bool = True) -> Config:
-    """A competitor's configuration on a ground. Raises InputError, which names it."""
+def configuration(
+    competitor: Competitor, ground: Ground, out: Path, training: bool = True, check_files: bool = True
+) -> Config:
+    """A competitor's configuration on a ground, checked as by `load_config`. Raises InputError, which names it."""
     overrides = [*competitor.overrides, *ground.overrides(out)]
     try:
-        config = load_config(REPOSITORY / (competitor.config or NEUTRAL), overrides, training=training)
+        config = load_config(REPOSITORY / (competitor.config or NEUTRAL), overrides, check_files, training)
     except InputError as error:
         raise InputError(f"competitor {competitor.name}: {error}") from None
     if config.data.kind != "kitti_raw":

@@ -24,8 +24,9 @@ def check_encoder(model: Model) -> Iterator[tuple[str, str]]:
         except ImportError:
             yield "model.encoder", f"is {shown(name)}, which needs timm (pip install timm)"
             return
-        architectures = timm.list_models()
-        known, called = architectures, name.removeprefix(TIMM).split(".")[0]
+        # A name alone, or with the tag of weights, as in convnext_atto.d2_in1k.
+        architectures = known = [*timm.list_models(), *timm.list_pretrained()]
+        called = name.removeprefix(TIMM)
     else:
         import torchvision
 
@@ -34,7 +35,7 @@ def check_encoder(model: Model) -> Iterator[tuple[str, str]]:
     if called in architectures and called not in known:
         yield "model.encoder", f"is {called}, which has no maps at 1/4, 1/8, 1/16 and 1/32 of images of any size"
     elif called not in known:
-        nearest = difflib.get_close_matches(called, known, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(called[:80], known, n=1, cutoff=0.0)[0]
         prefix = TIMM if name.startswith(TIMM) else ""
         yield (
             "model.encoder",

@@ -31,9 +31,9 @@ from featdepth.odometry.aligned import Pairs, align_both_ways
 from featdepth.training.validation import predict_disparity, score_prediction
 
 # Learning rates of the depth network: two cameras at known places, at one moment, teach more reliably than one.
-STEREO_RATE, MONOCULAR_RATE = 1e-4, 1e-5
+STEREO_RATE, MONOCULAR_RATE = 1e-4, 3e-5
 REALIGNED = 4  # steps of one frame that a motion serves before it is found anew, with the depth as it is then
-HELD = 1.0  # weight of the squared change of the mean logarithm of depth, which nothing else holds with one camera
+HELD = 0.05  # weight of the squared change of the mean logarithm of depth, which nothing else holds with one camera
 LOSS = Loss(automask=True)  # what stands still or drives ahead at our own speed would be pushed to infinity
 
 

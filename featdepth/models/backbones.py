@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ STRIDES = (4, 8, 16, 32)  # of the maps that the depth decoder takes
 PROBE = (64, 96)  # pixels, height and width of the image that a network's maps are measured with
 HEADS = ("avgpool", "flatten", "classifier", "fc", "head")  # torchvision's names of what follows the maps
 CHAINS = ("features", "layers", "trunk_output")  # and of parts whose layers are taken one by one
+TIMM_DEFAULTS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of networks that have none of their own
 # As the files of torchvision's DenseNets name what its code calls norm1, relu1, conv1.
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
@@ -129,7 +131,8 @@ class TimmBackbone(Backbone):
         else:
             reason = f"the weights of {TIMM}{self.name} could not be had; set it to their file, or to false"
         # timm makes them fit in its own ways, which raise anything, and lets pass what does not fit a network without
-        # its classifier: the whole one comes first.
+        # its classifier: the whole one comes first, and what timm says of the classifier's weights is no news.
+        logging.getLogger("timm").setLevel(logging.ERROR)
         try:
             if overlay is not None:
                 timm_network(self.name, features_only=False, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -154,9 +157,6 @@ def torchvision_network(name: str) -> nn.Module:
         if hasattr(network, head):
             delattr(network, head)
     return network.to(device)
-
-
-TIMM_DEFAULTS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def timm_network(name: str, features_only: bool = True, **options: object) -> nn.Module:

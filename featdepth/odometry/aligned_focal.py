@@ -21,7 +21,7 @@ from featdepth.odometry.egomotion import seen_frame
 
 FOCALS = np.geomspace(0.35, 1.6, 12)  # that are tried, in widths
 FEWEST_PAIRS = 6
-BOOTSTRAPS, LARGEST_SPREAD = 100, 0.1  # random choices of the pairs; standard deviation of the logarithm
+BOOTSTRAPS, LARGEST_SPREAD = 100, 0.05  # random choices of the pairs; standard deviation of the logarithm
 
 
 class AlignedFocal(NamedTuple):

@@ -80,3 +80,19 @@ def assert_same_metrics(one: Path, other: Path, tolerance: float) -> None:
         assert {name: found[name] for name in names} == pytest.approx(
             {name: expected[name] for name in names}, rel=tolerance
         )
+
+
+def kept_bytes(model: FeatDepth, run: Callable[[], object]) -> int:
+    """Memory that `run` keeps for the backward pass, less the parameters'."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = run()  # a tensor that is freed meanwhile would lend its address to another
+    parameters = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    del kept
+    return sum(size for address, size in sizes.items() if address not in parameters)
