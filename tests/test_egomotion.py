@@ -95,7 +95,7 @@ class TestMotions:
 
     def test_a_model_without_pose_network_is_refused(self, frames: list[np.ndarray]) -> None:
         stereo = tiny_model(tiny_config("photometric", [0, "s"]))
-        with pytest.raises(InputError, match=r"learned no motion.*data.frames \[0, 's'\]"):
+        with pytest.raises(InputError, match=r"no pose network.*data.frames \[0, 's'\]"):
             predict_motions(stereo, frames)
 
     @pytest.mark.parametrize(

@@ -374,6 +374,11 @@ class TestEvaluation:
         arguments = ("--config", tmp_path / "tiny.yaml", "--checkpoint", tmp_path / "model")
         result = call_program(evaluate.main, *arguments, "--out", tmp_path / "out", "data.frames=[0, -1]")
         assert "has learned no motion for the loss of data.frames [0, -1]" in result.error_line()
+        # Alignment does without.
+        config = load_config(config_file, ["data.frames=[0, -1]", "model.motion=aligned"], training=False)
+        FeatDepth(config.model, config.data.frames, 64, 96).save_pretrained(tmp_path / "model")
+        result = call_program(evaluate.main, *arguments, "--out", tmp_path / "out", "data.frames=[0, -1]")
+        assert "photometric" in succeeded(result).out
 
     def test_training_drives_are_still_refused(
         self, speed_run: tuple[Result, Path], street_copy: Path, tmp_path: Path

@@ -24,6 +24,7 @@ from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses, smallest
+from featdepth.training.conditions import differences as differences_of_conditions
 
 SIZE = (64, 96)
 
@@ -220,6 +221,13 @@ def test_what_cannot_be(frames: list[int | str], settings: dict[str, object], ex
     for key, value in settings.items():
         setattr(config.model, key, value)
     assert expected in problem_of(config)
+
+
+def test_checkpoints_of_before_had_a_pose_network() -> None:
+    """A run that was begun without the key goes on as it was, and not with another motion."""
+    for motion, expected in (("network", []), ("aligned", ["model.motion was network, is aligned"])):
+        changes, _ = differences_of_conditions({"device": "cpu"}, {"device": "cpu", "model.motion": motion})
+        assert [change.split(" (")[0] for change in changes] == expected
 
 
 def test_taught_without_a_weight() -> None:

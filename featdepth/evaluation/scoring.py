@@ -100,7 +100,7 @@ def score_losses(accelerator: Accelerator, subject: Subject) -> Scores:
     unit, about = find_scale(accelerator, subject)
     config.model, model.frames = model.settings, config.data.frames
     check_config(config, subject.checkpoint, check_files=False, training=False)
-    if model.temporal_sources and not model.has_motion:
+    if model.temporal_sources and not model.has_motion and model.settings.motion != "aligned":
         raise InputError(
             f"{subject.checkpoint}: has learned no motion for the loss of data.frames {config.data.frames}"
         )

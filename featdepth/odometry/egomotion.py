@@ -43,8 +43,8 @@ def check_has_pose(model: FeatDepth) -> None:
     """Raise InputError where the model has no pose network."""
     if not model.has_motion:
         raise InputError(
-            f"the model has learned no motion (objective {model.settings.objective}, data.frames {model.frames}); "
-            "train with neighbours in time, as in data.frames [0, -1, 1]"
+            f"the model has no pose network (objective {model.settings.objective}, data.frames {model.frames}); where "
+            "intrinsics are known, featdepth.odometry.aligned.align_motions does without"
         )
 
 
