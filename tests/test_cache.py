@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -379,15 +380,15 @@ class TestProcesses:
         process.wait()
         before = frames_in(tree)
         result = succeeded(run_cache(tree, height=320, width=1024))
-        added, there = (int(part.split()[0]) for part in result.out.splitlines()[1].split(";")[0].split(", "))
+        added, there = map(int, re.search(r"(\d+) added, (\d+) there before", result.out).groups())
         assert 10 <= before <= there and added + there == 153
         check = succeeded(run_cache(tree, "--check", height=320, width=1024)).out
         assert "153 good" in check and "damaged" not in check
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for it, at most a minute."""
-    for _ in range(6000):
+    """Wait for it, at most five minutes."""
+    for _ in range(30_000):
         if condition():
             return
         time.sleep(0.01)
