@@ -130,7 +130,7 @@ class TestAligned:
         config = tiny_config("photometric", [0, -1, 1], motion="aligned", metres_per_unit=None)
         model, one_camera = tiny_model(config), without_stereo(batch)
         optimizer, depths = torch.optim.Adam(model.parameters(), 1e-3), []
-        for _ in range(8):
+        for _ in range(5):
             prediction = model(one_camera)
             depths.append(model.to_depth(prediction.disparities[0]).log().mean().item())
             losses = compute_losses(prediction, one_camera, config)
@@ -183,13 +183,13 @@ class TestTaught:
         config = tiny_config("photometric", motion="taught", pose_start="he", dropout=0.0)
         model = tiny_model(config)
         optimizer, errors = torch.optim.Adam(model.parameters(), 1e-4), []
-        for _ in range(10):
+        for _ in range(7):
             losses = compute_losses(model(batch), batch, config)
             optimizer.zero_grad()
             losses["alignment"].sum().backward()
             optimizer.step()
             errors.append(losses["alignment"].item())
-        assert errors[-1] < 0.3 * errors[0]
+        assert errors[-1] < 0.5 * errors[0]
         assert all(each.grad is None for each in model.depth_encoder.parameters())
 
     def test_unknown_motion_teaches_nothing(self, batch: dict[str, Tensor]) -> None:
