@@ -65,15 +65,17 @@ def alignment_terms(
 
     poses: of all sources `[B, F-1, 4, 4]`; depth: the finest `[B, 1, h, w]`, network units; size: of the images.
     """
+    terms = {}
     if config.model.motion == "taught":
         sources = zip(poses.unbind(1), config.data.frames[1:], strict=True)
         own = torch.stack([pose for pose, frame in sources if frame != "s"], dim=1)
         errors = motion_error(own, alignment.pose, alignment.information / (size[0] * size[1]))
-        return {"alignment": config.loss.alignment * torch.where(alignment.is_known, errors, 0.0).mean(1)[None]}
+        terms["alignment"] = config.loss.alignment * torch.where(alignment.is_known, errors, 0.0).mean(1)[None]
     if scale_of_training(config) is None:
-        # Of one camera without distances: depth stays around one network unit.
-        return {"scale": SCALE_WEIGHT * per_sample_mean(depth.log()).square()[None]}
-    return {}
+        # Of one camera without distances: depth stays around one network unit. A pose network that is taught follows
+        # the depth, as depth follows its motion.
+        terms["scale"] = SCALE_WEIGHT * per_sample_mean(depth.log()).square()[None]
+    return terms
 
 
 def motion_error(pose: Tensor, aligned: Tensor, information: Tensor) -> Tensor:

@@ -192,6 +192,13 @@ class TestTaught:
         assert errors[-1] < 0.5 * errors[0]
         assert all(each.grad is None for each in model.depth_encoder.parameters())
 
+    def test_scale_of_one_camera_is_held(self, batch: dict[str, Tensor]) -> None:
+        config = tiny_config("photometric", [0, -1, 1], motion="taught", metres_per_unit=None)
+        one_camera = without_stereo(batch)
+        with torch.no_grad():
+            losses = compute_losses(tiny_model(config)(one_camera), one_camera, config)
+        assert losses["scale"] > 0 and losses["alignment"] > 0
+
     def test_unknown_motion_teaches_nothing(self, batch: dict[str, Tensor]) -> None:
         config = tiny_config("photometric", motion="taught", pose_start="he")
         prediction = tiny_model(config)(batch)

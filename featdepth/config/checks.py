@@ -299,10 +299,10 @@ def check_alignment(config: Config, training: bool) -> Problems:
     if training and model.motion == "taught" and config.loss.alignment == 0:
         yield "loss.alignment", "is 0, which teaches nothing; set it above 0, or model.motion to network"
     no_metres = model.metres_per_unit is not None and scale_of_training(config) is None
-    if training and model.motion == "aligned" and no_metres:
+    if training and no_metres:
         yield (
             "model.motion",
-            "is aligned, which cannot keep the metres of model.init where nothing in the training knows any; set "
+            f"is {model.motion}, which cannot keep the metres of model.init where nothing in training knows any; set "
             "model.metres_per_unit to null, or train with the stereo frame s or loss.velocity",
         )
 
