@@ -19,9 +19,8 @@ from measure import Column, device_of, finish, heading, interleaved, make_parser
 from featdepth.config import Model
 from featdepth.models import FeatDepth
 
-ENCODERS = (
-    "resnet18 resnet50 mobilenet_v3_large efficientnet_b0 efficientnet_v2_s regnet_y_800mf convnext_tiny swin_v2_t"
-)
+ENCODERS = ["resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "regnet_y_800mf"]
+ENCODERS += ["convnext_tiny", "swin_v2_t"]
 COLUMNS = [
     Column("encoder_millions", "encoder, M", 1),
     Column("millions", "network, M", 1),

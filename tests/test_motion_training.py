@@ -24,6 +24,7 @@ from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
 from featdepth.models import FeatDepth
 from featdepth.objective import compute_losses, smallest
+from featdepth.training.conditions import differences as differences_of_conditions
 
 SIZE = (64, 96)
 
@@ -129,7 +130,7 @@ class TestAligned:
         config = tiny_config("photometric", [0, -1, 1], motion="aligned", metres_per_unit=None)
         model, one_camera = tiny_model(config), without_stereo(batch)
         optimizer, depths = torch.optim.Adam(model.parameters(), 1e-3), []
-        for _ in range(8):
+        for _ in range(5):
             prediction = model(one_camera)
             depths.append(model.to_depth(prediction.disparities[0]).log().mean().item())
             losses = compute_losses(prediction, one_camera, config)
@@ -182,13 +183,13 @@ class TestTaught:
         config = tiny_config("photometric", motion="taught", pose_start="he", dropout=0.0)
         model = tiny_model(config)
         optimizer, errors = torch.optim.Adam(model.parameters(), 1e-4), []
-        for _ in range(10):
+        for _ in range(7):
             losses = compute_losses(model(batch), batch, config)
             optimizer.zero_grad()
             losses["alignment"].sum().backward()
             optimizer.step()
             errors.append(losses["alignment"].item())
-        assert errors[-1] < 0.3 * errors[0]
+        assert errors[-1] < 0.5 * errors[0]
         assert all(each.grad is None for each in model.depth_encoder.parameters())
 
     def test_unknown_motion_teaches_nothing(self, batch: dict[str, Tensor]) -> None:
@@ -220,6 +221,13 @@ def test_what_cannot_be(frames: list[int | str], settings: dict[str, object], ex
     for key, value in settings.items():
         setattr(config.model, key, value)
     assert expected in problem_of(config)
+
+
+def test_checkpoints_of_before_had_a_pose_network() -> None:
+    """A run that was begun without the key goes on as it was, and not with another motion."""
+    for motion, expected in (("network", []), ("aligned", ["model.motion was network, is aligned"])):
+        changes, _ = differences_of_conditions({"device": "cpu"}, {"device": "cpu", "model.motion": motion})
+        assert [change.split(" (")[0] for change in changes] == expected
 
 
 def test_taught_without_a_weight() -> None:

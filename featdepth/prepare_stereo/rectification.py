@@ -31,6 +31,7 @@ FEWEST_POINTS = 100  # that both cameras see, in all pairs that are compared
 LARGEST_TURN = 10.0  # degrees of one camera against the other: more is no pair that its pictures could set right
 LARGEST_DOUBT = 1.0  # pixels: by how much shifts may differ with the half of the pictures that a turn is estimated from
 SAME_LENGTH = 0.05  # relative, of two baselines
+ESTIMATED = "estimated from the pictures, so that far depths may be off; calibrate both together where metres matter"
 SWAPPED = (
     "points are farther right in the right camera's pictures than in the left one's: the sides are swapped; exchange "
     "LEFT and RIGHT"
@@ -102,7 +103,7 @@ def find_rectification(
     views = views_of(cameras.lenses, pose, height, known_from)
     seen = compare(pairs, views)
     if cameras.right_from_left is None and seen.rows > ALIGNED:
-        by, pose = "estimated from the pictures", estimate_pose(seen, baseline)
+        by, pose = ESTIMATED, estimate_pose(seen, baseline)
         views = views_of(cameras.lenses, pose, height, known_from)
         seen = compare(pairs, views)
     check_sides(seen, pairs, views)

@@ -122,6 +122,8 @@ def configuration_digest(conditions: dict[str, object], config: Config) -> str:
 def differences(saved: dict[str, object], now: dict[str, object]) -> tuple[list[str], list[str]]:
     """What has changed: in words, with what it means; first what makes another run, then what only rounding notices."""
     changes, notes = [], []
+    # What there was no key for when a checkpoint was saved was as the key's default has it.
+    saved = {key: value for key, value in default_conditions().items() if key in now} | saved
     for key in now.keys() | saved.keys():
         if key == "warm-up" and key not in saved:
             continue  # a checkpoint of the time when it was no part of the run's length
@@ -132,6 +134,12 @@ def differences(saved: dict[str, object], now: dict[str, object]) -> tuple[list[
             else:
                 changes.append(f"{text} ({meaning(key)})")
     return sorted(changes), sorted(notes)
+
+
+def default_conditions() -> dict[str, object]:
+    """Those of the model and the loss that a configuration has where it says nothing."""
+    defaults = to_dict(Config())
+    return {f"{section}.{key}": value for section in ("model", "loss") for key, value in defaults[section].items()}
 
 
 def meaning(key: str) -> str:
