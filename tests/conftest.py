@@ -20,6 +20,8 @@ import torch
 import torchvision
 import yaml
 from accelerate.state import AcceleratorState, GradientState
+from kitti_tree import drive_name, write_calibration, write_drive, write_list
+from tiny_models import tiny_config, tiny_model
 from warm_processes import PATIENCE, context, run_warm, start_server
 
 import train
@@ -261,6 +263,33 @@ def forget_compiled() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny model. Not to be changed."""
+    directory = tmp_path_factory.mktemp("saved") / "model"
+    tiny_model(tiny_config("photometric", [0, "s"])).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def model_copy(saved_model: Path, tmp_path: Path) -> Path:
+    """A model directory to damage; its weights are a link to the whole ones."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "model.safetensors").symlink_to(saved_model / "model.safetensors")
+    (directory / "config.json").write_text((saved_model / "config.json").read_text())
+    return directory
+
+
+@pytest.fixture
+def raw_tree(tmp_path: Path) -> Path:
+    """A drive of three frames with scans, `drive_name(1)`, and its list."""
+    write_calibration(tmp_path / "raw")
+    write_drive(tmp_path / "raw", drive_name(1), range(3), scans=True)
+    write_list(tmp_path / "split" / "train_files.txt", [f"{drive_name(1)} 1 l"])
+    return tmp_path
 
 
 # Gradient accumulation, loader processes, dropout and a log interval that is open at the checkpoints: all of it has to

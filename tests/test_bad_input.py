@@ -42,13 +42,6 @@ def cut(path: Path, share: float) -> None:
     path.write_bytes(content[: int(len(content) * share)])
 
 
-@pytest.fixture
-def run_directory(tmp_path: Path) -> Iterator[Path]:
-    """Where a run may go; removed in the end, for checkpoints are large."""
-    yield tmp_path / "run"
-    shutil.rmtree(tmp_path / "run", ignore_errors=True)
-
-
 class TestImages:
     @pytest.mark.parametrize("workers", [0, 1])
     def test_truncated(self, street_copy: Path, run_directory: Path, workers: int) -> None:

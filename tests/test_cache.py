@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -348,9 +349,9 @@ class TestProcesses:
         command = [sys.executable, "-m", "featdepth.data.cache", "--config", f"{tree}/config.yaml", "--workers", "0"]
         running = [
             subprocess.Popen(command, cwd=REPOSITORY, env=program_environment(), stdout=subprocess.PIPE, text=True)
-            for _ in range(3)
+            for _ in range(2)
         ]
-        assert [process.wait(120) for process in running] == [0, 0, 0]
+        assert [process.wait(120) for process in running] == [0, 0]
         check = succeeded(run_cache(tree, "--check")).out
         assert "15 good" in check and "damaged" not in check
         assert_same_frames(tree, open_cache(tree))
@@ -369,33 +370,25 @@ class TestProcesses:
             assert found == [(f"/{number}.png", number) for number in range(first, 6, 2)]
 
     def test_that_are_killed_leave_what_they_had(self, tree: Path, tmp_path: Path) -> None:
-        write_drive(tree / "raw", drive_name(3), range(300))
-        write_list(tree / "split" / "train_files.txt", [f"{drive_name(3)} {frame} l" for frame in range(1, 299)])
+        write_drive(tree / "raw", drive_name(3), range(150))
+        write_list(tree / "split" / "train_files.txt", [f"{drive_name(3)} {frame} l" for frame in range(1, 149)])
         save_config(cached_config(tree, height=320, width=1024), tree / "config.yaml")
-        command = [
-            sys.executable,
-            "-m",
-            "featdepth.data.cache",
-            "--config",
-            str(tree / "config.yaml"),
-            "--workers",
-            "1",
-        ]
+        command = [sys.executable, "-m", "featdepth.data.cache", "--config", f"{tree}/config.yaml", "--workers", "1"]
         process = subprocess.Popen(command, cwd=REPOSITORY, env=program_environment(), stdout=subprocess.DEVNULL)
         until(lambda: any(path.stat().st_size > 10 * 3 * 320 * 1024 for path in shards(tree)))
         process.send_signal(signal.SIGKILL)
         process.wait()
         before = frames_in(tree)
         result = succeeded(run_cache(tree, height=320, width=1024))
-        added, there = (int(part.split()[0]) for part in result.out.splitlines()[1].split(";")[0].split(", "))
-        assert 10 <= before <= there and added + there == 303
+        added, there = map(int, re.search(r"(\d+) added, (\d+) there before", result.out).groups())
+        assert 10 <= before <= there and added + there == 153
         check = succeeded(run_cache(tree, "--check", height=320, width=1024)).out
-        assert "303 good" in check and "damaged" not in check
+        assert "153 good" in check and "damaged" not in check
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for it, at most a minute."""
-    for _ in range(6000):
+    """Wait for it, at most five minutes."""
+    for _ in range(30_000):
         if condition():
             return
         time.sleep(0.01)

@@ -42,7 +42,6 @@ FORMS = {  # seeds, streets to choose on, steps
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that a training in progress is ended too
     arguments = parse()
     out, device = arguments.out.resolve(), torch.device("cpu" if arguments.cpu else "cuda")
     torch.set_num_threads(arguments.threads)
@@ -171,4 +170,5 @@ def run(plan: Plan, step_seconds: float | None) -> dict:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that a training in progress is ended too
     run_main(main)

@@ -70,7 +70,7 @@ def align_motions(
         depth = model.to_depth(model.predict_disparity(images))
         found, agree = align_neighbours(model, neighbours(images, depth, scaled.expand(len(images), 3, 3)), previous)
         previous = found[-1:]
-        motions.append(scale_translation(found, model.settings.metres_per_unit or 1.0).cpu().double().numpy())
+        motions.append(scale_translation(found, model.metres).cpu().double().numpy())
         is_aligned.append(agree.cpu().numpy())
     return AlignedMotions(np.concatenate(motions), np.concatenate(is_aligned))
 
