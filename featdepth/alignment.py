@@ -38,6 +38,9 @@ NORMAL_DEVIATION = 1.4826  # standard deviations of a normal distribution in the
 # In parts of the target's contrast. Where most pixels are flat, and fit however the camera moves, the median would make
 # outliers of all the others.
 STRICTEST = 0.05
+# Relative, of a pixel's depth. What a pixel says along its parallax counts the less for it; what it says across does
+# not depend on depth, and counts in full.
+DEPTH_DEVIATION = 0.4
 MEDIAN_SAMPLES = 1 << 12  # residuals that the robust scale is made from
 NEAREST_SEEN = 1e-3  # median depths: what comes nearer to the source's plane is not seen
 FIRST_DAMPING, EASED, RAISED = 1e-3, 0.3, 10.0  # Levenberg's, in parts of the diagonal
@@ -83,7 +86,8 @@ class Estimate(NamedTuple):
     hessian: Tensor  # [B, P, P]
     gradient: Tensor  # [B, P]
     cost: Tensor  # [B], negative log likelihood of a pixel
-    scale: Tensor  # robust standard deviation of the residuals [B]
+    residual: Tensor  # robust standard deviation of the residuals [B]
+    scale: Tensor  # the same without what the uncertain depth explains [B]
     used: Tensor  # [B]
     damping: Tensor  # [B]
     stride: Tensor  # factor of the next step [B]
@@ -242,19 +246,35 @@ def refine(level: Level, pose: Tensor, tone: Tensor, iterations: int) -> Estimat
 
 
 def linearise(level: Level, pose: Tensor, tone: Tensor, damping: Tensor, stride: Tensor) -> Estimate:
-    """The state at a pose. The scale is that of its own residuals, at every pose anew: it shrinks as they do."""
+    """The state at a pose. The scale is that of its own residuals, at every pose anew: it shrinks as they do.
+
+    A pixel's variance is that of the pictures, scale^2, and what the deviation of its depth adds to it.
+    """
     residuals, seen = compare(level, pose, tone)
-    scale = torch.maximum(robust_scale(residuals, seen), STRICTEST * level.contrast).clamp(min=1e-6)
-    squares = (residuals / scale[:, None, None]).square() / level.freedom
-    weighted = level.jacobian * ((1 + 1 / level.freedom) / (1 + squares) * seen).flatten(1)[:, None]
+    by_depth = DEPTH_DEVIATION * depth_jacobian(level, pose)
+    residual, scale = robust_scales(residuals, by_depth, seen, (STRICTEST * level.contrast).clamp(min=1e-6))
+    variance = scale[:, None, None].square() + by_depth.square()
+    spread, freedom = level.freedom * variance + residuals.square(), level.freedom
+    weight = ((freedom + 1) * scale[:, None, None].square() * seen / spread).flatten(1)
+    weighted = level.jacobian * weight[:, None]
     hessian = weighted @ level.jacobian.transpose(1, 2)
     gradient = (weighted @ residuals.flatten(1)[..., None])[..., 0]
     in_view = seen.sum((1, 2))
-    # Of Student's t, with its scale: poses compete though each has another.
-    errors = (squares.log1p() * seen).sum((1, 2)) / (residuals.shape[1] * in_view).clamp(min=1e-12)
-    cost, used = scale.log() + (level.freedom + 1) / 2 * errors, in_view / level.total
+    # Of Student's t, with its variances: poses compete though each has others.
+    errors = ((freedom + 1) * spread.log() - freedom * variance.log()) * seen
+    cost = errors.sum((1, 2)) / (2 * residuals.shape[1] * in_view).clamp(min=1e-12)
+    used = in_view / level.total
     cost = torch.where(used > SMALLEST_SHARE, cost, torch.inf)
-    return Estimate(pose, tone, hessian, gradient, cost, scale, used, damping, stride)
+    return Estimate(pose, tone, hessian, gradient, cost, residual, scale, used, damping, stride)
+
+
+def depth_jacobian(level: Level, pose: Tensor) -> Tensor:
+    """Derivative `[B, C, N]` of the values by the logarithm of each pixel's inverse depth: its parallax in the picture.
+
+    A point that comes nearer by a part moves as under that part of the translation, here seen from the target.
+    """
+    translation = pose[:, None, :3, 3] @ pose[:, :3, :3]
+    return (translation @ level.jacobian[:, 3:6])[:, 0].view_as(level.values)
 
 
 def compare(level: Level, pose: Tensor, tone: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,10 +292,17 @@ def compare(level: Level, pose: Tensor, tone: Tensor) -> tuple[Tensor, Tensor]:
     return residuals, level.weight * is_seen
 
 
-def robust_scale(residuals: Tensor, seen: Tensor) -> Tensor:
-    """The standard deviation `[B]` of a normal distribution with this median of sizes."""
+def robust_scales(residuals: Tensor, by_depth: Tensor, seen: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations `[B]` of the residuals, and without what the uncertain depth explains; `least` or more."""
     every = math.ceil(residuals[0].numel() / MEDIAN_SAMPLES)
-    sizes = torch.where(seen > 0, residuals.abs(), torch.nan)[:, :, ::every]
+    sizes = torch.where(seen[..., ::every] > 0, residuals[..., ::every].abs(), torch.nan)
+    residual = torch.maximum(median_deviation(sizes), least)
+    sizes = sizes * (1 + (by_depth[..., ::every] / residual[:, None, None]).square()).rsqrt()
+    return residual, torch.maximum(median_deviation(sizes), least)
+
+
+def median_deviation(sizes: Tensor) -> Tensor:
+    """The standard deviation `[B]` that normal errors of these sizes `[B, C, N]` have, without those that are NaN."""
     return (NORMAL_DEVIATION * sizes.flatten(1).nanmedian(1).values).nan_to_num(0.0)
 
 
@@ -310,10 +337,10 @@ def conclude(state: Estimate, level: Level, unit: Tensor) -> Alignment:
     covariance = torch.cholesky_inverse(factor) * size[:, :, None] * size[:, None] * variance[:, None, None]
     deviation = covariance[:, :6, :6].diagonal(dim1=1, dim2=2).amax(1).sqrt()
     explained = ((1 + state.tone[:, 0]) * level.contrast).square()
-    is_known = (state.used > SMALLEST_SHARE) & (explained > EXPLAINED * (explained + variance))
+    is_known = (state.used > SMALLEST_SHARE) & (explained > EXPLAINED * (explained + state.residual.square()))
     is_known = is_known & (failure == 0) & (deviation < LARGEST_DEVIATION)
     pose = scale_translation(state.pose, unit[:, None])
-    return Alignment(pose, left_information(state, pose, unit), state.used, state.scale, is_known)
+    return Alignment(pose, left_information(state, pose, unit), state.used, state.residual, is_known)
 
 
 def left_information(state: Estimate, pose: Tensor, unit: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def compute_terms(prediction: Prediction, batch: dict[str, Tensor], config: Conf
             terms["photometric"] = photometric_terms(depths, prediction, images, intrinsics, config)
         terms["smoothness"] = smoothness_terms(prediction.disparities, images[:, 0], config)
     if prediction.alignment is not None:
-        from featdepth.aligned_motion import alignment_terms  # most trainings need none of it
+        from featdepth.models.aligned_motion import alignment_terms  # most trainings need none of it
 
         depth = upsampled_depths(prediction, prediction.disparities[0].shape[-2:], config)[0]
         terms |= alignment_terms(prediction.alignment, prediction.poses, depth, images.shape[-2:], config)

@@ -157,8 +157,9 @@ def test_infinite_depth_knows_the_rotation_alone(pair):
     found = of_pair(pair, source=source, depth=far)
     assert errors(found.pose, rotation)[1] < 0.03
     assert (found.pose[:, :3, 3] == 0).all() and not found.is_known.any()
+    # On a plane, turning and sliding look alike but for the corners: what is left is some tenth of a pixel.
     near = of_pair(pair, source=source, depth=torch.full_like(far, 10.0))
-    assert near.is_known.all() and near.pose[:, :3, 3].abs().max() < 0.01
+    assert near.is_known.all() and near.pose[:, :3, 3].abs().max() < 0.05
 
 
 @pytest.mark.parametrize("free_tone", [True, False])
@@ -253,7 +254,7 @@ def test_information_is_of_increments_on_the_left():
     pose, unit = geometry.pose_from_vector(*vectors), torch.tensor([2.0, 7.0])
     one = torch.ones(2)
     hessian = root @ root.transpose(1, 2)
-    state = alignment.Estimate(pose, torch.zeros(2, 2), hessian, root[:, 0], one, 0.5 * one, one, one, one)
+    state = alignment.Estimate(pose, torch.zeros(2, 2), hessian, root[:, 0], one, one, 0.5 * one, one, one, one)
     information = alignment.left_information(state, pose, unit)
     increment = 1e-3 * torch.randn(2, 6, generator=generator, dtype=torch.float64)
     exact = pose.double()
@@ -271,7 +272,7 @@ def test_free_tone_lowers_the_information():
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(1, 8, 12, generator=generator)
     hessian, one, pose = root @ root.transpose(1, 2), torch.ones(1), torch.eye(4)[None]
-    state = alignment.Estimate(pose, torch.zeros(1, 2), hessian, root[:, :, 0], one, one, one, one, one)
+    state = alignment.Estimate(pose, torch.zeros(1, 2), hessian, root[:, :, 0], one, one, one, one, one, one)
     expected = torch.linalg.inv(torch.linalg.inv(hessian)[:, :6, :6])
     torch.testing.assert_close(alignment.left_information(state, pose, one), expected, rtol=1e-2, atol=1e-2)
 
@@ -303,3 +304,12 @@ def test_pixels_of_large_pictures_are_chosen(pair, monkeypatch):
     assert level.points.shape[2] == SIZE[0] * SIZE[1] // 4
     translation, rotation = errors(of_pair(pair).pose, pair.truth)
     assert translation < 0.03 and rotation < 0.06
+
+
+def test_what_hangs_on_depth_counts_less(pair, monkeypatch):
+    """Depth that is too small on the left and too large on the right turns the camera less than if it were believed."""
+    depth = pair.depth * torch.linspace(-0.3, 0.3, SIZE[1]).exp()
+    _, rotation = errors(of_pair(pair, depth=depth).pose, pair.truth)
+    monkeypatch.setattr(alignment, "DEPTH_DEVIATION", 0.0)
+    _, believed = errors(of_pair(pair, depth=depth).pose, pair.truth)
+    assert rotation < 0.5 * believed

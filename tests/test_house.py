@@ -19,7 +19,7 @@ from house import (
 
 ROWS = [
     {"errors", "files", "console", "kinds", "config", "scale"},
-    {"geometry", "losses", "alignment", "aligned_motion", "two_view", "metrics"},
+    {"geometry", "losses", "alignment", "two_view", "metrics"},
     {"cameras", "data", "models", "objective", "odometry", "drawing"},
     {"parallel", "training"},
     {"evaluation"},

@@ -15,7 +15,6 @@ from torch import Tensor
 
 import evaluate
 import train
-from featdepth.aligned_motion import align_sources, aligned_poses, motion_error
 from featdepth.alignment import Alignment
 from featdepth.config import Config
 from featdepth.config.checks import check_config
@@ -23,6 +22,7 @@ from featdepth.data.synthetic import Drive, Street, render_frame
 from featdepth.errors import InputError
 from featdepth.geometry import pose_from_vector
 from featdepth.models import FeatDepth
+from featdepth.models.aligned_motion import align_sources, aligned_poses, motion_error
 from featdepth.objective import compute_losses, smallest
 from featdepth.training.conditions import differences as differences_of_conditions
 

@@ -176,7 +176,7 @@ class FeatDepth(nn.Module, Pretrained):
 
     def aligned(self, prediction: Prediction, batch: dict[str, Tensor]) -> Prediction:
         """`prediction` of a batch (as for `forward`) with its alignment and, without a pose network, motion from it."""
-        from featdepth.aligned_motion import align_sources, aligned_poses
+        from featdepth.models.aligned_motion import align_sources, aligned_poses
 
         depth = self.to_depth(prediction.disparities[0].float())
         intrinsics = batch["intrinsics"] if prediction.intrinsics is None else prediction.intrinsics
