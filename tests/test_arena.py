@@ -181,6 +181,7 @@ def test_other_peoples_programs_are_scored_like_ours(ground: Ground, tmp_path: P
         scoring.run_program(plan._replace(competitor=competitor._replace(command="echo alas; exit 7")))
 
 
+@pytest.mark.long
 def test_a_model_is_scored_at_other_sizes(finished_run: Path, config_file: Path) -> None:
     assert scoring.other_sizes(192, 640) == [(128, 416), (160, 512), (256, 832), (320, 1024)]
     assert scoring.other_sizes(64, 192) == [(64, 128), (64, 160), (96, 256), (96, 320)]

@@ -131,6 +131,7 @@ def test_int8_runs_in_a_fresh_process_and_stays_near_the_model(model, folder, wr
     assert (folder / "int8.onnx").stat().st_size < 0.35 * (folder / "depth.onnx").stat().st_size
 
 
+@pytest.mark.long
 def test_int8_of_another_size_with_the_decoder_in_float(model, folder, written, tmp_path):
     size, out = (48, 200), tmp_path / "decoder.onnx"
     words = ["--checkpoint", folder / "model", "--out", out, "--size", *map(str, size)]
