@@ -159,7 +159,8 @@ def test_one_graph_is_compiled(name: str) -> None:
     torch.compiler.reset()
     found = training_step(model, batch, config, one_graph(model))
     torch.compiler.reset()
-    assert_same_step(found, training_step(twin, batch, config))
+    # A bias that a batch norm takes out again has no gradient.
+    assert_same_step(found, training_step(twin, batch, config), least=1e-5)
 
 
 @pytest.mark.long
