@@ -39,9 +39,8 @@ AUTOENCODER = ("model.objective=autoencoder", "data.frames=[0]")  # the quickest
 
 
 class TestCompiledStep:
-    @pytest.mark.parametrize(
-        "objective", [each if each == "feature_metric" else pytest.param(each, marks=LONG) for each in OBJECTIVES]
-    )
+    @pytest.mark.long
+    @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_one_graph_serves_all_values(self, objective: str) -> None:
         config = tiny_config(objective, [0, -1, "s"] if objective == "photometric" else [0, -1])
         model = tiny_model(config)
