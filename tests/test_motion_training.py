@@ -264,10 +264,11 @@ class TestRuns:
         assert model.predict_depth(torch.rand(1, 3, 70, 100)).shape == (1, 1, 70, 100)
 
     def test_it_is_followed_and_scored(self, aligned_run: Path, config_file: Path, tmp_path: Path) -> None:
-        for words in ((), ("--odometry",)):
+        for words, said in (((), "abs_rel"), (("--odometry",), "pairs aligned")):
             arguments = ["--config", config_file, "--checkpoint", aligned_run / "model", *words]
             arguments += [f"run.directory={tmp_path}", "data.workers=0"]
-            succeeded(call_program(evaluate.main, "--cpu", *arguments))
+            printed = succeeded(call_program(evaluate.main, "--cpu", *arguments)).out
+            assert said in printed and "pose network" not in printed
 
     def test_continues_exactly(self, aligned_run: Path, config_file: Path, tmp_path: Path) -> None:
         directory = interrupted_copy(aligned_run, tmp_path / "run", step=2)
