@@ -119,6 +119,8 @@ def describe_check(check: Mapping[str, float | int | str]) -> str:
         words.append(f"nearer at the bottom {check['row_correlation']:+.2f}")
     if "gain" in check:
         words.append(f"warping removes {check['gain']:.0%} of the error")
+    if "relief" in check:
+        words.append(f"depth removes {check['relief']:.0%} of the error that a flat wall leaves")
     return f"{check['verdict']} ({', '.join(words)})"
 
 
