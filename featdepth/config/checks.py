@@ -32,6 +32,7 @@ CHOICES = {
     "model.pose_layers": LAYERS,
     "model.feature_layers": LAYERS,
     "model.pose_start": ("published", "he"),
+    "schedule.decay": ("milestones", "cosine"),
     "evaluate.protocol": PROTOCOLS,
     "evaluate.crop": ("garg", "cityscapes", "nyu", "none"),
 }
