@@ -20,6 +20,7 @@ class Scale(NamedTuple):
 
     metres_per_unit: float | None  # metres in a unit of the network; None: unknown, depth is relative
     source: str | None  # where the metres come from
+    found: str = ""  # how, and how surely, in words; empty: as the source says
 
     @property
     def factor(self) -> float:

@@ -24,7 +24,7 @@ ROWS = [
     {"cameras", "data", "models", "objective", "odometry", "drawing"},
     {"parallel", "training"},
     {"evaluation"},
-    {"predict", "doctor", "export", "prepare_video", "prepare_stereo", "prepare_euroc", "prior"}
+    {"depth", "predict", "doctor", "export", "prepare_video", "prepare_stereo", "prepare_euroc", "prior"}
     | {"import_weights", "score_trajectory", *SCRIPTS},
 ]
 NEVER = {  # what the mathematics, the data and the networks know nothing of, though it stands no higher

@@ -21,6 +21,9 @@ from featdepth.predict.page import MOST_SHOWN
 from featdepth.predict.point_cloud import depth_to_points
 from featdepth.predict.settings import Settings
 from featdepth.predict.sources import FrameSource
+from featdepth.scale import Scale
+
+RELATIVELY = Scale(None, None)
 
 
 def saved_frame(index: int, size: tuple[int, int] = (6, 8)) -> Saved:
@@ -69,11 +72,11 @@ class TestThreads:
 
 def test_a_clip_that_fails_leaves_no_trajectory(tmp_path: Path) -> None:
     source, settings = FrameSource("clip", tmp_path / "clip", {}), Settings(tmp_path, ["trajectory"])
-    with pytest.raises(ValueError, match="stop"), ClipOutputs(source, settings, None) as clip:
+    with pytest.raises(ValueError, match="stop"), ClipOutputs(source, settings, RELATIVELY) as clip:
         clip.add(saved_frame(0))
         raise ValueError("stop")
     assert not list(tmp_path.iterdir())
-    with ClipOutputs(source, settings, None) as clip:
+    with ClipOutputs(source, settings, RELATIVELY) as clip:
         for index in (0, 1, 3):  # one frame was damaged
             clip.add(saved_frame(index))
     trajectory = read_trajectory(tmp_path / "clip" / "trajectory_tum.txt")
@@ -102,7 +105,7 @@ class TestWay:
         )
         with (
             pytest.raises(InputError, match=message),
-            ClipOutputs(FrameSource("clip", tmp_path / "clip", {}), settings, None) as clip,
+            ClipOutputs(FrameSource("clip", tmp_path / "clip", {}), settings, RELATIVELY) as clip,
         ):
             for index in range(3):
                 clip.add(saved_frame(index)._replace(motion=BY_REPETITION if index else None))

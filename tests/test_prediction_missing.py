@@ -127,7 +127,10 @@ class TestCameraHeight:
         for number, depth in enumerate(depths):
             saved = np.load(tmp_path / "out" / "clip" / f"{number}_depth.npz")
             assert saved["unit"] == "metres" and saved["depth"] == pytest.approx(5 * depth[0].numpy(), rel=1e-3)
-        assert "scale: the camera's height" in (tmp_path / "out" / "clip" / "page.html").read_text()
+        page, file = (tmp_path / "out" / "clip" / name for name in ("page.html", "trajectory_tum.txt"))
+        assert "scale: the camera's height" in page.read_text()
+        steady = "2 show the ground, whose height differs by 17% between them; that is not steady, and metres are rough"
+        assert all(steady in text for text in (result.out, page.read_text(), file.read_text()))
         record = json.loads((tmp_path / "out" / "prediction.json").read_text())
         assert record["settings"]["camera height"] == 2.0
         metric = read_trajectory(tmp_path / "out" / "clip" / "trajectory_kitti.txt").poses

@@ -28,7 +28,7 @@ from featdepth.predict.point_cloud import PointCloud, write_ply
 from featdepth.predict.settings import USES_POSES, Settings
 from featdepth.predict.side_by_side import write_side_by_side
 from featdepth.predict.sources import FrameSource
-from featdepth.scale import unit_of
+from featdepth.scale import Scale, unit_of
 
 MOST_QUEUED = 8  # frames that wait for each
 PATIENCE = 0.5  # seconds between two looks at whether a thread still takes frames
@@ -81,14 +81,14 @@ class Consumer:
 class ClipOutputs:
     """Everything that `settings.save` wants of the clip `source`, as a context: written when it is left without error.
 
-    scale_source: of the model, None: its depth is relative.
+    scale: what its depth is measured in; single images, which have no clip, have none.
     """
 
-    def __init__(self, source: FrameSource, settings: Settings, scale_source: str | None) -> None:
+    def __init__(self, source: FrameSource, settings: Settings, scale: Scale | None) -> None:
         wanted = {kind for kind in settings.save if source.is_clip}
         makers = [make_sequence] if wanted & USES_POSES else []
         makers += [make_video] if "video" in wanted else []
-        about = {"source": source, "settings": settings, "scale_source": scale_source}
+        about = {"source": source, "settings": settings, "scale": scale}
         self.makers = [Consumer(partial(make, **about)) for make in makers]
 
     def __enter__(self) -> ClipOutputs:
@@ -114,16 +114,16 @@ class ClipOutputs:
             )
 
 
-def make_video(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale_source: str | None) -> None:
+def make_video(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale: Scale) -> None:
     """The frames beside their depth."""
     shown = ((saved.frame.view.numpy(), saved.depth, saved.frame.seconds) for saved in frames)
     (path,) = clip_files(source, settings, "video")
-    write_side_by_side(path, shown, unit_of(scale_source), settings.nearest, settings.frame_rate)
+    write_side_by_side(path, shown, unit_of(scale.source), settings.nearest, settings.frame_rate)
 
 
-def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale_source: str | None) -> None:
+def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settings, scale: Scale) -> None:
     """The camera's path, one point cloud of all frames, and the page that shows both."""
-    unit, page, way = unit_of(scale_source), PageFrames(), Way()
+    unit, page, way = unit_of(scale.source), PageFrames(), Way()
     times: list[float] = []
     lacking = set(settings.save)  # that can be made of no frame, which is said with the frames
 
@@ -142,7 +142,7 @@ def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settin
     if {"fused_points", "page"}.intersection(settings.save):
         try:
             # A depth that is relative may be so frame by frame.
-            fused = fuse(views(), align=scale_source is None, farthest=settings.farthest)
+            fused = fuse(views(), align=scale.source is None, farthest=settings.farthest)
         except InputError as error:
             trouble = error
     deque(views(), maxlen=0)
@@ -155,13 +155,15 @@ def make_sequence(frames: Iterator[Saved], source: FrameSource, settings: Settin
         fused, trouble = None, InputError(f"no {', '.join(sorted(wanted - {'page'}) or ['way'])}: {note}")
     elif "trajectory" in wanted:
         kitti, tum = clip_files(source, settings, "trajectory")
+        found = f"; scale: {scale.found}" if scale.found else ""
         write_kitti(kitti, np.stack(way.poses))
-        write_tum(tum, np.stack(way.poses), times, f"unit: {unit}; motion: {note}")
+        write_tum(tum, np.stack(way.poses), times, f"unit: {unit}{found}; motion: {note}")
     if "page" in wanted:
         (path,) = clip_files(source, settings, "page")
-        notes = [f"Motion: {note}."]
+        notes = [f"Scale: {scale.found}."] if scale.found else []
+        notes += [f"Motion: {note}."]
         notes += [str(trouble)] if page.has_clouds and trouble is not None and way.is_known else []
-        page.write(path, source, scale_source, settings, fused, np.stack(way.poses) if way.is_known else None, notes)
+        page.write(path, source, scale.source, settings, fused, np.stack(way.poses) if way.is_known else None, notes)
     if trouble is not None and wanted & ({"fused_points"} if way.is_known else {"fused_points", "trajectory"}):
         raise InputError(f"{source.path}: {trouble}")
     if "fused_points" in wanted:

@@ -26,6 +26,7 @@ from featdepth.predict.sources import FrameSource
 from featdepth.scale import CAMERA_HEIGHT, Scale
 
 MOST_LOOKED_AT = 40  # frames of a clip
+LEAST_SHOWN, UNSTEADY = 0.5, 0.15  # share of these that show the ground; spread of its height, a part of the median
 NO_GROUND = "a ground plane in the lower middle, which --camera-height needs; leave it out for relative depth"
 
 
@@ -36,8 +37,8 @@ def scale_of_clip(
     cameras: Cameras,
     predict: Callable[[Tensor], Tensor],
     batch_size: int,
-) -> tuple[Scale, str]:
-    """The scale of a clip whose camera was `height` metres above the ground, and how it was found, in words.
+) -> Scale:
+    """The scale of a clip whose camera was `height` metres above the ground.
 
     predict: sigmoid disparities `[B, 1, h, w]` of images uint8 `[B, 3, H, W]` at the model's size. Raises InputError
     where no frame shows the ground or the intrinsics are unknown.
@@ -51,12 +52,15 @@ def scale_of_clip(
     shown = [each for each in heights if not math.isnan(each)]
     if not shown:
         raise InputError(f"{source.path}: none of {count(len(heights), 'frame')} that were looked at shows {NO_GROUND}")
-    scale = Scale(height / float(np.median(shown)), CAMERA_HEIGHT)
+    low, median, high = np.quantile(shown, (1 / 6, 1 / 2, 5 / 6))
+    unit, spread_of_height = height / float(median), float((high - low) / 2 / median)
     looked_at = f"of {count(len(heights), 'frame')} that were looked at {len(shown)}"
     shows = "shows" if len(shown) == 1 else "show"
-    return scale, (
-        f"{height:g} m of camera height, {scale.metres_per_unit:.4g} m in a unit; {looked_at} {shows} the ground"
-    )
+    found = f"{height:g} m of camera height, {unit:.4g} m in a unit; {looked_at} {shows} the ground"
+    found += f", whose height differs by {spread_of_height:.0%} between them" if len(shown) > 1 else ""
+    if len(shown) < LEAST_SHOWN * len(heights) or spread_of_height > UNSTEADY:
+        found += "; that is not steady, and metres are rough"
+    return Scale(unit, CAMERA_HEIGHT, found)
 
 
 def scale_of_image(disparity: Tensor, size: tuple[int, int], height: float, model: FeatDepth, intrinsics: np.ndarray):

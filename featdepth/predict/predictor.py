@@ -122,7 +122,7 @@ class Predictor:
         self.waiting.clear()
         # Where frames are done already, what is made of all of them is so, too.
         settings = self.settings._replace(save=()) if done else self.settings
-        with ClipOutputs(source, settings, None if scale is None else scale.source) as clip:
+        with ClipOutputs(source, settings, scale) as clip:
             for batch in batches:
                 self.predict_batch(batch, source, networks, scale)
                 self.settle(clip, MOST_WAITING)
@@ -147,8 +147,8 @@ class Predictor:
         def predict(images: Tensor) -> Tensor:
             return torch.stack([each.disparity for each in plain.predict(images)])
 
-        scale, note = scale_of_clip(source, height, self.model, self.cameras, predict, self.batch_size)
-        tqdm.write(f"scale      {source.path}: {note}")
+        scale = scale_of_clip(source, height, self.model, self.cameras, predict, self.batch_size)
+        tqdm.write(f"scale      {source.path}: {scale.found}")
         return scale
 
     def predict_batch(self, batch: Batch, source: FrameSource, networks: Networks, scale: Scale | None) -> None:
