@@ -15,7 +15,7 @@ RUN = runs/demo
 BIN = .venv/bin
 TEST_TOOLS = 'pytest>=8' 'pytest-xdist>=3.6' 'ruff>=0.17,<0.18' 'av>=14.2' \
 	'matplotlib>=3.9' 'onnx>=1.17' 'onnxruntime>=1.20' 'onnxscript>=0.5' 'opencv-python-headless>=5' \
-	'scipy>=1.11' 'h5py>=3.10'
+	'scipy>=1.11' 'h5py>=3.10' 'transformers>=5.20'
 DEBIAN = on Debian and Ubuntu: apt install python3 python3-venv
 
 .PHONY: install demo test test-long lint clean

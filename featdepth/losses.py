@@ -17,6 +17,7 @@ SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 SSIM_SHARE = 0.85  # weight of the structural part of the photometric error, Sec. 3.2
 ROBUST_EPSILON = 1e-3  # the robust L1 is sqrt(d^2 + epsilon^2)
+PRIOR_SCALES = 4  # each half the size of the one before
 SHORTEST_DISTANCE = 0.1  # metres: errors of shorter distances are parts of this one
 
 
@@ -133,6 +134,43 @@ def distance_error(translations: Tensor, distances: Tensor) -> Tensor:
     true = torch.where(is_known, distances, 0.0)
     error = (translations.square().sum(-1) - true.square()).abs() / (2 * true.clamp(min=SHORTEST_DISTANCE).square())
     return torch.where(is_known, error, 0.0).sum(1) / is_known.sum(1).clamp(min=1)
+
+
+def affine_error(disparity: Tensor, prior: Tensor) -> Tensor:
+    """How far two maps of inverse depth differ up to scale and shift: `[B]`.
+
+    disparity, prior: `[B, 1, H, W]`; the prior is NaN where nothing is known, and a sample without anything known gets
+    0 and no gradient. Both are brought to median 0 and mean absolute deviation 1 over what is known. The error is the
+    mean absolute difference, and half of the first derivatives of the difference at PRIOR_SCALES resolutions, which
+    keep edges where the prior has them, and as sharp (Ranftl et al., TPAMI 2022).
+    """
+    is_known = prior.isfinite()
+    # NaN must not come near the gradient, not even in the branch of `where` that is not taken.
+    difference_of_maps = without_affine(disparity, is_known) - without_affine(torch.where(is_known, prior, 0), is_known)
+    error = known_mean(difference_of_maps.abs(), is_known)
+    for step in (2**scale for scale in range(PRIOR_SCALES)):
+        coarse, known = difference_of_maps[..., ::step, ::step], is_known[..., ::step, ::step]
+        for dimension in (-1, -2):
+            count = coarse.shape[dimension] - 1
+            both = known.narrow(dimension, 0, count) & known.narrow(dimension, 1, count)
+            error = error + known_mean(difference(coarse, dimension).abs(), both) / 2
+    return error
+
+
+def without_affine(values: Tensor, is_known: Tensor) -> Tensor:
+    """`values` `[B, 1, H, W]` less their median, divided by their mean absolute deviation, both over what is known.
+
+    Maps that vary by less than a hundredth of their size are taken for constant ones with noise, which stays small.
+    """
+    median = torch.where(is_known, values, torch.nan).flatten(1).nanmedian(1).values
+    centred = values - torch.where(is_known.flatten(1).any(1), median, 0.0)[:, None, None, None]
+    deviation, size = known_mean(centred.abs(), is_known), known_mean(values.abs(), is_known)
+    return centred / torch.maximum(deviation, 0.01 * size).clamp(min=1e-12)[:, None, None, None]
+
+
+def known_mean(values: Tensor, is_known: Tensor) -> Tensor:
+    """Mean of each sample over what is known: `[B, 1, H, W]` twice to `[B]`; 0 where that is nothing."""
+    return torch.where(is_known, values, 0.0).flatten(1).sum(1) / is_known.flatten(1).sum(1).clamp(min=1)
 
 
 def normalise_disparity(disparity: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ def compute_losses(prediction: Prediction, batch: dict[str, Tensor], config: Con
     """The weighted terms of the objective, one value per sample `{name: [B]}`; the loss is the mean of their sum.
 
     batch: after `augment`: `images` float32 [B, F, 3, H, W], `intrinsics` [B, 3, 3]; `distance` [B, F-1] (metres, NaN
-    where unknown) for `loss.velocity`.
+    where unknown) for `loss.velocity`; for `loss.prior` `prior` [B, 1, H, W] (inverse depth up to scale and shift, NaN
+    where unknown), in the place of the prediction's.
     """
     return {name: values.sum(0) for name, values in compute_terms(prediction, batch, config).items()}
 
@@ -46,6 +47,9 @@ def compute_terms(prediction: Prediction, batch: dict[str, Tensor], config: Conf
 
         depth = upsampled_depths(prediction, prediction.disparities[0].shape[-2:], config)[0]
         terms |= alignment_terms(prediction.alignment, prediction.poses, depth, images.shape[-2:], config)
+    prior = batch.get("prior", prediction.prior)
+    if weights.prior > 0 and prior is not None:  # a model that is evaluated has none
+        terms["prior"] = weights.prior * prior_error(prediction.disparities[0], prior)[None]
     if weights.velocity > 0:
         terms["velocity"] = weights.velocity * velocity_error(prediction.poses, batch["distance"], config)[None]
     if objective in ("feature_metric", "joint"):
@@ -164,6 +168,12 @@ def smoothness_terms(disparities: tuple[Tensor, ...], target: Tensor, config: Co
         first, second = losses.smoothness(disparity, image, DISPARITY_EDGE_SHARPNESS)
         terms.append((first + second) / 2**scale)
     return config.loss.smoothness * torch.stack(terms) / len(disparities)
+
+
+def prior_error(disparity: Tensor, prior: Tensor) -> Tensor:
+    """How far a disparity is from the prior `[B, 1, H, W]`, up to scale and shift: `[B]`; see `losses.affine_error`."""
+    disparity = functional.interpolate(disparity, prior.shape[-2:], mode="bilinear", align_corners=False)
+    return losses.affine_error(disparity, prior)
 
 
 def velocity_error(poses: Tensor, distances: Tensor, config: Config) -> Tensor:

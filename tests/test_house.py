@@ -10,6 +10,7 @@ from house import (
     SCRIPTS,
     circles,
     graph,
+    imports_at_run_time,
     lines,
     loaded_by,
     modules,
@@ -23,7 +24,7 @@ ROWS = [
     {"cameras", "data", "models", "objective", "odometry", "drawing"},
     {"parallel", "training"},
     {"evaluation"},
-    {"depth", "predict", "doctor", "export", "prepare_video", "prepare_stereo", "prepare_euroc"}
+    {"depth", "predict", "doctor", "export", "prepare_video", "prepare_stereo", "prepare_euroc", "prior"}
     | {"import_weights", "score_trajectory", *SCRIPTS},
 ]
 NEVER = {  # what the mathematics, the data and the networks know nothing of, though it stands no higher
@@ -88,6 +89,14 @@ def test_training_loads_little() -> None:
     assert "featdepth.objective" in loaded
     assert len(loaded) <= MOST_MODULES
     assert sum(lines(files[name]) for name in loaded) <= MOST_LINES
+
+
+def test_extras_are_imported_where_they_are_used() -> None:
+    extras = {"transformers", "timm", "av", "cv2", "onnx", "onnxruntime", "onnxscript", "matplotlib", "scipy", "h5py"}
+    found = {
+        name: {each.split(".")[0] for each in imports_at_run_time(path)} & extras for name, path in modules().items()
+    }
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 def test_the_architecture_names_every_wing() -> None:

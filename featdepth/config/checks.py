@@ -32,6 +32,8 @@ CHOICES = {
     "model.pose_layers": LAYERS,
     "model.feature_layers": LAYERS,
     "model.pose_start": ("published", "he"),
+    "schedule.decay": ("milestones", "cosine"),
+    "data.prior_kind": ("depth", "disparity"),
     "evaluate.protocol": PROTOCOLS,
     "evaluate.crop": ("garg", "cityscapes", "nyu", "none"),
 }
@@ -65,6 +67,7 @@ NOT_NEGATIVE = (
     "loss.discriminative",
     "loss.convergent",
     "loss.alignment",
+    "loss.prior",
     "loss.velocity",
     "optimizer.weight_decay",
     "schedule.warmup_steps",
@@ -102,13 +105,14 @@ def problems(config: Config, check_files: bool, training: bool) -> Problems:
     yield from check_frames(config)
     yield from check_mix(config)
     yield from check_scale(config, training)
+    yield from check_prior(config, training)
     yield from check_sizes(config)
-    yield from check_model(config, training)
+    yield from check_model(config, check_files, training)
     yield from check_schedule(config)
     if check_files:
         yield from check_data_files(config)
     if check_files and training:
-        yield from check_mix_files(config)
+        yield from check_training_files(config)
         yield from check_model_files(config)
 
 
@@ -233,6 +237,19 @@ def check_scale(config: Config, training: bool) -> Problems:
         )
 
 
+def check_prior(config: Config, training: bool) -> Problems:
+    """A prior needs its weight, and the other way round."""
+    weight, folder = config.loss.prior, config.data.prior
+    if weight > 0 and config.model.objective == "autoencoder":
+        yield "loss.prior", f"is {weight}, but objective autoencoder has no depth; set it to 0"
+    if training and weight > 0 and config.model.depth is None and folder is None and not config.data.mix:
+        yield "loss.prior", f"is {weight}, but there is no prior: set data.prior, a folder of maps, or model.depth"
+    if folder is not None and config.data.prior_kind is None:
+        yield "data.prior_kind", "is null; say what the maps of data.prior are, depth or disparity"
+    if training and folder is not None and weight == 0:
+        yield "data.prior", f"is {shown(folder)}, but loss.prior is 0; set it above 0, as in loss.prior=0.1"
+
+
 def check_mix(config: Config) -> Problems:
     data, weights = config.data, config.data.mix_weights
     if weights is not None and (len(weights) != 1 + len(data.mix) or min(weights) <= 0):
@@ -264,7 +281,7 @@ def check_side(name: str, side: int, smallest: int) -> Problems:
         yield name, f"has {side} pixels, it must be a multiple of {STRIDE}: {below} or {above}"
 
 
-def check_model(config: Config, training: bool) -> Problems:
+def check_model(config: Config, check_files: bool, training: bool) -> Problems:
     model = config.model
     if model.min_depth >= model.max_depth:
         yield "model.min_depth", f"is {model.min_depth}, it must be below model.max_depth ({model.max_depth})"
@@ -286,6 +303,10 @@ def check_model(config: Config, training: bool) -> Problems:
         from featdepth.config.encoder_names import check_encoder  # which asks torchvision
 
         yield from check_encoder(model)
+    if model.depth is not None:
+        from featdepth.config.depth_names import check_depth  # most models have none
+
+        yield from check_depth(config, check_files and training)
     if model.pretrained == "":
         yield "model.pretrained", "is empty, expected true, false or a weight file"
 
@@ -343,10 +364,12 @@ def check_data_files(config: Config) -> Problems:
             yield f"data.{key}", f"is {shown(path)}: no such file"
 
 
-def check_mix_files(config: Config) -> Problems:
+def check_training_files(config: Config) -> Problems:
     for path in config.data.mix:
         if not os.path.isfile(path):
             yield "data.mix", f"names {shown(path)}: no such configuration file"
+    if config.data.prior is not None and not os.path.isdir(config.data.prior):
+        yield "data.prior", f"is {shown(config.data.prior)}: no such folder; python -m featdepth.prior writes one"
 
 
 def check_model_files(config: Config) -> Problems:

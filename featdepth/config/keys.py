@@ -43,6 +43,8 @@ class Data:
     min_motion: float | None = None  # the same in pixels at `width`, from the pictures (featdepth.data.motion)
     mix: list[str] = field(default_factory=list)  # configuration files whose data train along (featdepth.data.mix)
     mix_weights: list[float] | None = None  # how often own data and each of `mix` are drawn; null: by their samples
+    prior: str | None = None  # folder with a map of depth for each frame, see loss.prior (docs/large_models.md)
+    prior_kind: str | None = None  # what these are: depth, or disparity (inverse depth up to scale and shift)
     drive_balance: float = 0.0  # 0: all samples of a data set are drawn alike, 1: all drives, whatever their length
     ground_truth_cache: str | None = None  # folder for depth maps made from scans; null: chosen by the data set
     skip_bad_frames: bool = False  # replace unreadable samples and count them, instead of stopping
@@ -53,6 +55,8 @@ class Data:
 class Model:
     objective: str = "feature_metric"  # photometric | autoencoder | feature_metric | joint
     encoder: str | None = None  # of the depth network: a name of torchvision, or timm:NAME (docs/encoders.md)
+    depth: str | None = None  # a large model in its place: hf:ORG/NAME or hf:DIRECTORY (docs/large_models.md)
+    tune: str = "all"  # what of that learns: all, head, last:N (and N layers) or lora:R (low rank R, all else frozen)
     depth_layers: int | None = None  # the same by a ResNet's layers: 18, 34, 50 or 101; null: 50, where no encoder is
     motion: str = "network"  # between frames: network, aligned (computed, no pose network) or taught (network, by that)
     pose_layers: int = 18  # ResNet of the pose network
@@ -73,7 +77,9 @@ class Model:
 
     def __post_init__(self) -> None:
         """Layers are known where depth has one of our ResNets, and only there."""
-        if self.depth_layers is None:
+        if self.depth is not None:
+            self.depth_layers = None
+        elif self.depth_layers is None:
             named = {f"resnet{layers}": layers for layers in LAYERS}
             self.depth_layers = 50 if self.encoder is None else named.get(self.encoder)
 
@@ -89,6 +95,7 @@ class Loss:
     discriminative: float = 1e-3  # weight that rewards first-order gradients of the features
     convergent: float = 1e-3  # weight that penalises second-order gradients of the features
     alignment: float = 0.1  # weight of the distance between pose network and alignment where model.motion is taught
+    prior: float = 0.0  # weight of the agreement with a prior of depth, up to scale and shift; 0: there is none
     velocity: float = 0.0  # weight of the relative error of the distance that the camera moved; 0: distances not used
 
 
@@ -103,6 +110,7 @@ class Optimizer:
 class Schedule:
     warmup_steps: int = 500  # optimizer steps of linear warm-up
     warmup_ratio: float = 0.3333  # first learning rate as a part of the full one
+    decay: str = "milestones"  # the rate drops at these, or falls as half a "cosine" to 0 at the end of train.epochs
     milestones: list[int | float] = field(default_factory=lambda: [20, 30])  # epochs after which the rate drops
     gamma: float = 0.5  # factor at each milestone
 

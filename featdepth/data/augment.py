@@ -35,7 +35,8 @@ def augment(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batch with its samples' `jitter` applied: what training and validation feed to the model.
 
     `images` `[B, F, 3, H, W]` become float32 in [0, 1] (uint8 / 255; floats keep their values), mirrored where the flip
-    is 1; `augmented` are the same with colour jitter; `intrinsics` and `stereo_pose` are those of the mirrored cameras.
+    is 1, as is `prior`; `augmented` are the same with colour jitter; `intrinsics` and `stereo_pose` are those of the
+    mirrored cameras.
     `depth` is never mirrored: it comes with validation and test samples, whose jitter is the identity. The given batch
     is left as it was.
     """
@@ -48,6 +49,8 @@ def augment(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     mirrored = flip_intrinsics(intrinsics, images.shape[-1])
     result = {**batch, "images": images, "augmented": jitter_colour(images, jitter[:, 1:])}
     result["intrinsics"] = torch.where(flip[:, None, None], mirrored, intrinsics)
+    if "prior" in batch:
+        result["prior"] = torch.where(flip[:, None, None, None], batch["prior"].flip(-1), batch["prior"])
     if "stereo_pose" in batch:
         pose = batch["stereo_pose"]
         result["stereo_pose"] = torch.where(flip[:, None, None], mirror_pose(pose), pose)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,6 +71,13 @@ class FrameDataset(Footage, Dataset):
         self.known_distances = 0
         if self.with_distance:
             self.known_distances = sum(not all(map(math.isnan, self.distances(sample))) for sample in self.samples)
+        self.with_prior = part != "test" and config.data.prior is not None and config.loss.prior > 0
+        self.prior_maps: dict[Sample, Path] = {}
+        if self.with_prior:
+            from featdepth.data.prior_maps import find_map  # most runs have none
+
+            for sample in self.samples:
+                self.prior_maps[sample] = find_map(config.data.prior, self.image_path(sample, 0), config.data.root)
         self.cache = None
         if config.data.cache is not None:
             from featdepth.data.cached.frame_cache import FrameCache  # most runs have none
@@ -226,7 +234,8 @@ class FrameDataset(Footage, Dataset):
         """Sample `index`.
 
         images uint8 `[F, 3, H, W]`; intrinsics `[3, 3]`; stereo_pose `[4, 4]` (source_from_target, metres; with "s"
-        only); distance `[F-1]` (metres to each source, NaN: unknown; with `loss.velocity` only); depth `[h, w]`
+        only); distance `[F-1]` (metres to each source, NaN: unknown; with `loss.velocity` only); prior `[1, H, W]`
+        (inverse depth up to scale and shift, NaN: unknown; with `data.prior` and `loss.prior` only); depth `[h, w]`
         (metres, 0 = none, padded at the bottom and the right) and depth_size int64 `[2]` (with_depth only); jitter
         `[5]`: flip (0 or 1), brightness, contrast, saturation, hue; index int64; replaced int64: 1 where the sample
         cannot be read and the next good one stands in, which only `data.skip_bad_frames` allows (InputError otherwise).
@@ -270,12 +279,22 @@ class FrameDataset(Footage, Dataset):
             item["camera"] = torch.tensor(self.camera_numbers.get(self.camera_name(sample), UNNUMBERED))
         if self.with_distance:
             item["distance"] = torch.tensor(self.distances(sample))
+        if self.with_prior:
+            item["prior"] = self.load_prior(sample)
         if self.with_depth:
             height, width = self.shown_size(camera)
             item["depth"] = torch.zeros(self.depth_size)
             item["depth"][:height, :width] = torch.from_numpy(self.load_depth(sample))
             item["depth_size"] = torch.tensor([height, width])
         return item
+
+    def load_prior(self, sample: Sample) -> Tensor:
+        """The sample's map of `data.prior`, inverse depth float32 `[1, H, W]`; NaN where nothing is known."""
+        if sample not in self.prior_maps:
+            return torch.full((1, *self.size), torch.nan)
+        from featdepth.data.prior_maps import load_prior
+
+        return load_prior(self.prior_maps[sample], self.config.prior_kind, self.config.crop, self.size)
 
     def load_frame(self, path: str, camera: Hashable) -> Tensor:
         """The image at `path` of a camera, uint8 `[3, H, W]`. InputError for one that is unreadable, or one colour."""

@@ -55,6 +55,8 @@ def mix(config: Config, own: FrameDataset) -> MixedDataset:
                 "results as contaminated"
             )
         members.append(member)
+    for member in members:  # of those that have no maps nothing is known
+        member.with_prior = any(each.with_prior for each in members)
     return MixedDataset(members, config.data.mix_weights, config.data.drive_balance, config.train.seed)
 
 

@@ -189,7 +189,10 @@ def describe(model: FeatDepth, arguments: argparse.Namespace, size: tuple[int, i
 
 
 def export_program(program: nn.Module, model: FeatDepth, size: tuple[int, int] | None) -> torch.export.ExportedProgram:
-    """`program` by torch.export: any batch, and for size None any height and width."""
+    """`program` by torch.export: any batch, and for size None any height and width. InputError where it has one batch.
+
+    That is so of networks of others whose code makes a number of what the batch is when it is exported.
+    """
     # No number of the example may equal another, or one of the model's: it would be taken for the same.
     example = torch.zeros(2, 3, *(size or (model.height + 16, model.width + 48)))
     dynamic = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}
@@ -197,8 +200,16 @@ def export_program(program: nn.Module, model: FeatDepth, size: tuple[int, int] |
         dynamic |= {
             axis: torch.export.Dim(name, min=1, max=LARGEST_SIDE) for axis, name in ((2, "height"), (3, "width"))
         }
-    with torch.no_grad(), quiet():
-        return torch.export.export(program, (example,), dynamic_shapes={"image": dynamic})
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(program, (example,), dynamic_shapes={"image": dynamic})
+    except torch._dynamo.exc.UserError as error:
+        if model.base is None:
+            raise
+        raise InputError(
+            f"the depth network is a {model.base.network['model_type']} model, whose code cannot be exported for any "
+            "number of images; predict with python -m featdepth.predict"
+        ) from error
 
 
 def save_torch(exported: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> None:

@@ -25,11 +25,19 @@ def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) 
     settings, data = config.model, config.data
     if settings.intrinsics == "learned" and not intrinsics:
         raise ValueError("model.intrinsics is learned: start_intrinsics() of the training data is needed")
-    model = FeatDepth(settings, data.frames, data.height, data.width, list(intrinsics or ()))
+    base = directory = None
+    if settings.depth is not None:
+        from featdepth.models.large_depth import find_base  # most models have none
+
+        base, directory = find_base(settings.depth)
+    model = FeatDepth(settings, data.frames, data.height, data.width, list(intrinsics or ()), base)
     if model.cameras is not None:
         model.cameras.start_from(intrinsics or {}, (data.height, data.width))
     if settings.pretrained is not False and settings.init is None:
         _start_encoders(model, settings.pretrained)
+    if directory is not None:
+        model.depth_encoder.load_base(directory)
+        model.depth_decoder.fit(model.depth_encoder.try_out())
     if model.has_depth and settings.initial_depth is not None:
         model.depth_decoder.start_from(model.to_disparity(settings.initial_depth))
     if settings.feature_encoder is not None:
@@ -42,6 +50,10 @@ def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) 
             source = _inherited_scale(settings)
         if source is not None:
             model.provenance.scale_source = source
+    if base is not None and config.loss.prior > 0 and config.data.prior is None:
+        from featdepth.models.large_depth import original_prediction  # most models have none
+
+        model.original_prediction = original_prediction(model.depth_encoder, model.depth_decoder)
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model.train()
@@ -49,7 +61,7 @@ def build_model(config: Config, intrinsics: Mapping[str, Tensor] | None = None) 
 
 def _start_encoders(model: FeatDepth, source: bool | str) -> None:
     """ImageNet weights for all encoders; a file, where depth has another encoder than a ResNet, is that one's alone."""
-    if model.has_depth and not isinstance(model.depth_encoder, ResNetEncoder):
+    if model.has_depth and model.base is None and not isinstance(model.depth_encoder, ResNetEncoder):
         model.depth_encoder.load_weights(source)
         if source is not True and not Path(source).is_dir():
             return

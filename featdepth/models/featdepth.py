@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from featdepth.scale import BASELINE, GIVEN, Scale
 
 if TYPE_CHECKING:
     from featdepth.alignment import Alignment
+    from featdepth.models.large_depth import Base
     from featdepth.models.learned_intrinsics import LearnedIntrinsics
 
 NETWORKS = {
@@ -35,13 +36,15 @@ NETWORKS = {
 class Prediction(NamedTuple):
     """Everything that the networks say about a batch, float32; a field that the objective does not need is empty."""
 
-    disparities: tuple[Tensor, ...] = ()  # [B, 1, H/2, W/2] .. [B, 1, H/16, W/16] in (0, 1), finest first
+    # [B, 1, H/2, W/2] .. [B, 1, H/16, W/16] in (0, 1), finest first; of a large model one, [B, 1, H, W] in [0, 1]
+    disparities: tuple[Tensor, ...] = ()
     poses: Tensor | None = None  # source_from_target [B, F-1, 4, 4], translations in network units
     target_features: tuple[Tensor, ...] = ()  # of the target: the first map or all five, finest first
     source_features: Tensor | None = None  # first map of each source [B, F-1, 64, H/2, W/2]
     reconstructions: tuple[Tensor, ...] = ()  # of the target, [B, 3, H, W] .. [B, 3, H/8, W/8] in (0, 1)
     intrinsics: Tensor | None = None  # learned ones [B, 3, 3], pixels; None: the batch's hold
     alignment: Alignment | None = None  # of the sources in time, [B, T, ...], where the model's motion needs it
+    prior: Tensor | None = None  # inverse depth up to scale and shift [B, 1, H, W], as a large model saw it untrained
 
 
 class FeatDepth(nn.Module, Pretrained):
@@ -49,7 +52,8 @@ class FeatDepth(nn.Module, Pretrained):
 
     settings: the `model` section of a configuration; frames: target and sources, e.g. `[0, -1, 1, "s"]` (a pose
     network is built only when there are temporal sources); height, width: of the images it is trained on; cameras:
-    names of those whose intrinsics it learns, where `settings.intrinsics` is learned.
+    names of those whose intrinsics it learns, where `settings.intrinsics` is learned; base: the large model that
+    `settings.depth` names, None: looked for there.
     """
 
     def __init__(
@@ -59,12 +63,20 @@ class FeatDepth(nn.Module, Pretrained):
         height: int,
         width: int,
         cameras: Sequence[str] = (),
+        base: Base | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.frames, self.height, self.width = settings, list(frames), height, width
         self.provenance = Provenance()
         networks = NETWORKS[settings.objective]
-        if "depth" in networks:
+        self.base = base
+        self.original_prediction: Callable[[Tensor], Tensor] | None = None  # see `featdepth.models.large_depth`
+        if settings.depth is not None:
+            from featdepth.models.large_depth import find_base, make_large_depth  # most models have none
+
+            self.base = base or find_base(settings.depth)[0]
+            self.depth_encoder, self.depth_decoder = make_large_depth(settings, self.base)
+        elif "depth" in networks:
             if settings.depth_layers is not None:
                 self.depth_encoder = ResNetEncoder(settings.depth_layers)
             else:
@@ -155,6 +167,8 @@ class FeatDepth(nn.Module, Pretrained):
         prediction = Prediction()
         if self.has_depth:
             prediction = self.depth_and_motion(batch["augmented"], self.frames[1:], batch.get("stereo_pose"))
+        if self.original_prediction is not None:
+            prediction = prediction._replace(prior=self.original_prediction(normalise(batch["images"][:, 0])))
         if self.settings.objective == "feature_metric":
             features = self.feature_encoder(channels_last(batch["images"].flatten(0, 1)))
             features = features.unflatten(0, batch["images"].shape[:2])

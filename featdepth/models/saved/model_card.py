@@ -53,7 +53,7 @@ def model_card(
     parameters: how many numbers it has; scale_source: see `FeatDepth.scale_source`; scores: of `evaluate.py`, see
     `read_scores`. What others wrote into the record is shown as code, never as markup.
     """
-    kinds = kinds_of_data(record)
+    kinds, base = kinds_of_data(record), content.get("base")
     has_depth = content["model"]["objective"] != "autoencoder"
     sections = [
         "# FeatDepth",
@@ -68,13 +68,14 @@ def model_card(
         *score_sections(record, scores),
         *configuration_section(record),
         "## Licence",
-        licence_lines(kinds),
+        licence_lines(kinds, base),
     ]
     results = model_index(record, kinds, scores) if has_depth else []
     data = ModelCardData(
         model_name="FeatDepth" if results else None,
         eval_results=results or None,
-        license="apache-2.0",
+        license=licence_of(base),
+        base_model=base["source"] if base and base["revision"] else None,  # of the hub, which shows the two together
         library_name=LIBRARY,
         tags=TAGS,
         pipeline_tag=TASK if has_depth else "image-feature-extraction",
@@ -129,6 +130,8 @@ def model_lines(content: dict, parameters: int, scale_source: str | None) -> str
 
 def depth_network(model: dict) -> str:
     """The encoder of the depth network, in words."""
+    if model.get("depth") is not None:
+        return f"{code(model['depth'])}, of which learned: {code(model.get('tune'))}"
     layers = model.get("depth_layers")
     return code(model.get("encoder")) if layers is None else f"ResNet-{layers}"
 
@@ -228,13 +231,25 @@ def configuration_section(record: Provenance) -> list[str]:
     return ["## Configuration", fenced(text, "yaml")]
 
 
-def licence_lines(kinds: list[str]) -> str:
-    """What the code's licence covers, and what the data's adds."""
+def licence_of(base: dict | None) -> str:
+    """The licence of the weights, for the hub: that of the large model that they started from, where there is one."""
+    if base is None:
+        return "apache-2.0"
+    return base["licence"] or "other"
+
+
+def licence_lines(kinds: list[str], base: dict | None) -> str:
+    """What the code's licence covers, and what those of the data and of the large model it started from add."""
     lines = ["Code: Apache-2.0. What the data's licences say of models trained on them is yours to check:", ""]
     known = dict.fromkeys(LICENCES[kind] for kind in kinds if kind in LICENCES)
     lines += [f"- {data.name}: {data.terms}" for data in known]
     lines += [f"- {code(kind)}: not known here" for kind in kinds if kind not in LICENCES]
-    return "\n".join(lines if len(lines) > 2 else [*lines, "- the data are not recorded"])
+    lines = lines if len(lines) > 2 else [*lines, "- the data are not recorded"]
+    if base is not None:
+        revision = f", revision {code(base['revision'])}" if base["revision"] else ""
+        licence = code(base["licence"]) if base["licence"] else "not stated; ask its authors"
+        lines += ["", f"The depth network started from {code(base['source'])}{revision}, whose licence is: {licence}."]
+    return "\n".join(lines)
 
 
 def name_list(names: list[str]) -> str:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
     from typing_extensions import Self
 
+    from featdepth.models.large_depth import Base
+
 # Version of config.json in a model directory.
 MODEL_FORMAT = 1
 
@@ -38,7 +40,7 @@ MODEL_FORMAT = 1
 class Pretrained(ModelHubMixin, library_name=LIBRARY, tags=TAGS):
     """What a model can do as a file; the networks themselves are those of `featdepth.models.featdepth`.
 
-    It is made by `(settings, frames, height, width, cameras)` and has these and `provenance` as attributes.
+    It is made by `(settings, frames, height, width, cameras, base)` and has these and `provenance` as attributes.
     """
 
     def save_pretrained(
@@ -102,6 +104,8 @@ class Pretrained(ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         }
         if self.cameras is not None:
             content["cameras"] = self.cameras.describe((self.height, self.width))
+        if self.base is not None:
+            content["base"] = dataclasses.asdict(self.base)
         return content
 
     @classmethod
@@ -141,20 +145,34 @@ class Pretrained(ModelHubMixin, library_name=LIBRARY, tags=TAGS):
         check_config(config, where, check_files=False, training=False)
         provenance = Provenance.read(content, where)
         cameras = read_camera_names(content, source) if config.model.intrinsics == "learned" else ()
-        model = cls.from_state(config, state, str(source), cameras)
+        base = None
+        if config.model.depth is not None:
+            from featdepth.models.large_depth import Base  # most models have none
+
+            base = Base.read(content.get("base"), where)
+        model = cls.from_state(config, state, str(source), cameras, base)
         model.provenance = provenance
         return model
 
     @classmethod
-    def from_state(cls, config: Config, state: Mapping[str, Tensor], source: str, cameras: Sequence[str] = ()) -> Self:
+    def from_state(
+        cls,
+        config: Config,
+        state: Mapping[str, Tensor],
+        source: str,
+        cameras: Sequence[str] = (),
+        base: Base | None = None,
+    ) -> Self:
         """The model of `config` with the weights `state`, in evaluation mode; InputError where they do not fit."""
+        data = config.data
+        arguments = (config.model, data.frames, data.height, data.width, cameras, base)
         # Without memory first, so that sizes which the weights do not have allocate nothing.
         with torch.device("meta"):
-            model = cls(config.model, config.data.frames, config.data.height, config.data.width, cameras)
+            model = cls(*arguments)
         check_fit(model, state, source)
         if any(name not in state for name, _ in model.named_buffers()):
             # What networks of others compute when they are made, and do not save.
-            model = cls(config.model, config.data.frames, config.data.height, config.data.width, cameras)
+            model = cls(*arguments)
         else:
             model = model.to_empty(device="cpu")
         model.load_state_dict(state)

@@ -65,7 +65,7 @@ def read_model_directory(source: str | Path, **download: object) -> tuple[dict, 
     """
     directory = Path(source)
     if not directory.is_dir():
-        directory = _from_hub(str(source), **download)
+        directory = from_hub(str(source), [CONFIG_FILE, WEIGHTS_FILE], **download)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not os.path.exists(directory / name):
             raise InputError(
@@ -96,14 +96,14 @@ def read_camera_names(config: dict, source: str | Path) -> list[str]:
     return list(cameras)
 
 
-def _from_hub(name: str, **download: object) -> Path:
-    """The folder that holds the files of the hub's model `name`, downloaded where need be. Raises InputError."""
+def from_hub(name: str, files: list[str], **download: object) -> Path:
+    """The folder that holds `files` of the hub's model `name`, downloaded where need be. Raises InputError."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"{name}: no such model directory; give a directory or a hub id such as user/model")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE], **download))
+        return Path(snapshot_download(name, allow_patterns=files, **download))
     # The hub's client raises errors of several libraries (its own, httpx, OSError); all mean that it gives none.
     except Exception as error:
         raise InputError(
