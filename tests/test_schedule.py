@@ -27,46 +27,34 @@ def test_the_rate_follows_the_closed_form_on_any_number_of_processes(processes, 
         epoch = step / steps
         expected = LR if epoch < 2 else 0.1 * LR if epoch < 5 else 0.01 * LR
         expected *= min(0.25 + 0.75 * step / 7, 1)
-        assert learning_rate(step, step // steps, LR, schedule, 7) == pytest.approx(expected, rel=1e-12)
+        assert learning_rate(step, step // steps, LR, schedule) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_the_published_schedule(processes):
     schedule, steps = Schedule(), 40_000 // (2 * processes)
-    assert learning_rate(0, 0, LR, schedule, 40) == pytest.approx(LR / 3, rel=1e-3)
-    assert learning_rate(250, 0, LR, schedule, 40) == pytest.approx(LR * 2 / 3, rel=1e-3)
-    assert learning_rate(500, 0, LR, schedule, 40) == LR
-    assert learning_rate(499, 0, LR, schedule, 40) < LR
+    assert learning_rate(0, 0, LR, schedule) == pytest.approx(LR / 3, rel=1e-3)
+    assert learning_rate(250, 0, LR, schedule) == pytest.approx(LR * 2 / 3, rel=1e-3)
+    assert learning_rate(500, 0, LR, schedule) == LR
+    assert learning_rate(499, 0, LR, schedule) < LR
     for epoch, factor in ((19, 1), (20, 0.5), (29, 0.5), (30, 0.25), (39, 0.25)):
-        assert learning_rate(epoch * steps, epoch, LR, schedule, 40) == pytest.approx(LR * factor)
-        assert learning_rate((epoch + 1) * steps - 1, epoch, LR, schedule, 40) == pytest.approx(LR * factor)
+        assert learning_rate(epoch * steps, epoch, LR, schedule) == pytest.approx(LR * factor)
+        assert learning_rate((epoch + 1) * steps - 1, epoch, LR, schedule) == pytest.approx(LR * factor)
 
 
 def test_no_warm_up_and_no_milestones():
     schedule = Schedule(warmup_steps=0, milestones=[])
-    assert {learning_rate(step, step // 10, LR, schedule, 10) for step in range(100)} == {LR}
+    assert {learning_rate(step, step // 10, LR, schedule) for step in range(100)} == {LR}
 
 
 def test_the_rate_drops_within_an_epoch_where_a_milestone_is_a_fraction():
     schedule = Schedule(warmup_steps=0, milestones=[1.5], gamma=0.5)
-    assert [learning_rate(step, step / 4, 1.0, schedule, 2) for step in (4, 5, 6, 7)] == [1, 1, 0.5, 0.5]
-
-
-@pytest.mark.parametrize(("epoch", "part"), [(0, 1.0), (2.5, 0.853553), (5, 0.5), (7.5, 0.146447), (10, 0.0)])
-def test_the_cosine_falls_over_the_whole_run(epoch: float, part: float):
-    schedule = Schedule(warmup_steps=0, decay="cosine", milestones=[1])
-    assert learning_rate(round(40 * epoch), epoch, LR, schedule, 10) == pytest.approx(part * LR, abs=1e-6 * LR)
-    assert notes(Schedule(warmup_steps=0, decay="cosine", milestones=[30]), 10, 40, None) == []
-
-
-def test_the_cosine_warms_up_too():
-    schedule = Schedule(warmup_steps=10, warmup_ratio=0.5, decay="cosine")
-    assert learning_rate(5, 0.5, 1.0, schedule, 4) == pytest.approx(0.75 * (1 + math.cos(math.pi / 8)) / 2)
+    assert [learning_rate(step, step / 4, 1.0, schedule) for step in (4, 5, 6, 7)] == [1, 1, 0.5, 0.5]
 
 
 def test_warm_up_longer_than_an_epoch_goes_on_in_optimizer_steps():
     schedule = Schedule(warmup_steps=30, warmup_ratio=0.5, milestones=[1], gamma=0.5)
-    rates = [learning_rate(step, step // 10, 1.0, schedule, 4) for step in (9, 10, 29, 30)]
+    rates = [learning_rate(step, step // 10, 1.0, schedule) for step in (9, 10, 29, 30)]
     assert rates == pytest.approx([0.5 + 0.5 * 9 / 30, 0.5 * (0.5 + 0.5 * 10 / 30), 0.5 * (0.5 + 0.5 * 29 / 30), 0.5])
 
 
@@ -82,7 +70,7 @@ def test_a_short_run_has_a_short_warm_up_and_says_so():
     """500 steps of warm-up in a run of 120; and a milestone that 20 epochs of 6 steps do not reach."""
     schedule = Schedule(warmup_steps=500, milestones=[15, 20])
     short = fitted(schedule, 20, 6)
-    assert short.warmup_steps == 40 and learning_rate(40, 6, LR, short, 20) == LR
+    assert short.warmup_steps == 40 and learning_rate(40, 6, LR, short) == LR
     warm_up, milestone = notes(schedule, 20, 6, None)
     assert "warm-up shortened from 500 to 40 steps" in warm_up and "milestones [20] are not reached" in milestone
     assert fitted(schedule, 20, 6) == fitted(schedule, 20, 6) and schedule.warmup_steps == 500
@@ -101,12 +89,3 @@ def test_a_changed_length_changes_the_warm_up_with_a_note():
     changes, told = differences(conditions, conditions | {"warm-up": 80})
     assert changes == [] and "warm-up was 40, is 80" in told[0]
     assert differences({"train.batch_size": 2}, conditions) == ([], [])
-    changes, (told,) = differences({"epochs of the cosine": 4}, {"epochs of the cosine": 6})
-    assert changes == [] and "falls over the whole run" in told
-
-
-def test_a_checkpoint_from_before_a_key_of_the_schedule_goes_on():
-    now = {"schedule.gamma": 0.5, "schedule.decay": "milestones"}
-    assert differences({"schedule.gamma": 0.5}, now) == ([], [])
-    (change,), _ = differences({"schedule.gamma": 0.5}, now | {"schedule.decay": "cosine"})
-    assert "schedule.decay was milestones, is cosine" in change

@@ -32,7 +32,6 @@ CHOICES = {
     "model.pose_layers": LAYERS,
     "model.feature_layers": LAYERS,
     "model.pose_start": ("published", "he"),
-    "schedule.decay": ("milestones", "cosine"),
     "data.prior_kind": ("depth", "disparity"),
     "evaluate.protocol": PROTOCOLS,
     "evaluate.crop": ("garg", "cityscapes", "nyu", "none"),

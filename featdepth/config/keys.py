@@ -110,7 +110,6 @@ class Optimizer:
 class Schedule:
     warmup_steps: int = 500  # optimizer steps of linear warm-up
     warmup_ratio: float = 0.3333  # first learning rate as a part of the full one
-    decay: str = "milestones"  # the rate drops at these, or falls as half a "cosine" to 0 at the end of train.epochs
     milestones: list[int | float] = field(default_factory=lambda: [20, 30])  # epochs after which the rate drops
     gamma: float = 0.5  # factor at each milestone
 

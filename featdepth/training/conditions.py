@@ -34,7 +34,6 @@ NOTED = {
     "threads": "rounding may differ",
     "compilation": "rounding and dropout may differ",
     "warm-up": "as long as a part of the run, whose length has changed; its learning rates differ",
-    "epochs of the cosine": "the learning rate falls over the whole run, whose length has changed",
 }
 
 # What does not make another configuration, beside what only rounding notices.
@@ -72,7 +71,6 @@ def conditions_of(
     training, validation: their samples; batches: of an epoch of training, on each process.
     """
     steps_per_epoch = math.ceil(batches / config.train.accumulate)
-    falling = {"epochs of the cosine": config.train.epochs} if config.schedule.decay == "cosine" else {}
     flat = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
     mixed = {
         f"data.mix {number}: {key}": value
@@ -92,7 +90,6 @@ def conditions_of(
         **{key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_SECTIONS)},
         **mixed,
         "warm-up": fitted(config.schedule, config.train.epochs, steps_per_epoch).warmup_steps,
-        **falling,
     }
 
 
@@ -140,10 +137,9 @@ def differences(saved: dict[str, object], now: dict[str, object]) -> tuple[list[
 
 
 def default_conditions() -> dict[str, object]:
-    """Those of the model, the loss and the schedule that a configuration has where it says nothing."""
+    """Those of the model and the loss that a configuration has where it says nothing."""
     defaults = to_dict(Config())
-    sections = ("model", "loss", "schedule")
-    return {f"{section}.{key}": value for section in sections for key, value in defaults[section].items()}
+    return {f"{section}.{key}": value for section in ("model", "loss") for key, value in defaults[section].items()}
 
 
 def meaning(key: str) -> str:

@@ -95,8 +95,7 @@ class Steps:
         """Before the optimizer: find out from the gradient norm whether the step counts, and set its learning rate."""
         self.bad = self.bad_steps.judge(norm)
         epoch = self.progress.epoch + self.progress.batch / self.batches
-        rate, epochs = self.config.optimizer.lr, self.config.train.epochs
-        self.rate = learning_rate(self.progress.step, epoch, rate, self.schedule, epochs)
+        self.rate = learning_rate(self.progress.step, epoch, self.config.optimizer.lr, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
 
@@ -208,21 +207,18 @@ def notes(schedule: Schedule, epochs: int, steps_per_epoch: int, max_steps: int 
     if max_steps is not None and 0 < max_steps < min(warmup_steps, epochs * steps_per_epoch):
         found.append(f"train.max_steps {max_steps} ends within the warm-up of {count(warmup_steps, 'step')}")
     beyond = [milestone for milestone in schedule.milestones if milestone >= epochs]
-    if beyond and schedule.decay == "milestones":
+    if beyond:
         found.append(f"schedule.milestones {beyond} are not reached in train.epochs {epochs}")
     return found
 
 
-def learning_rate(step: int, epoch: float, lr: float, schedule: Schedule, epochs: int) -> float:
-    """The rate of optimizer step `step` after `epoch` of `epochs` epochs, of which it may be in the midst (from 0).
+def learning_rate(step: int, epoch: float, lr: float, schedule: Schedule) -> float:
+    """The rate of optimizer step `step` after `epoch` epochs, of which it may be in the midst (both from 0).
 
-    Linear warm-up from `warmup_ratio`, times a drop at each milestone: the n-th, m, multiplies the rate by `gamma` from
-    epoch m on, which may be a fraction. Or times half a period of the cosine, from 1 to 0 over all epochs.
+    Linear warm-up from `warmup_ratio`, then a drop at each milestone: the n-th, m, multiplies the rate by `gamma` from
+    epoch m on, which may be a fraction.
     """
-    if schedule.decay == "cosine":
-        rate = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    else:
-        rate = lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
+    rate = lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
     if step < schedule.warmup_steps:
         rate *= schedule.warmup_ratio + (1 - schedule.warmup_ratio) * step / schedule.warmup_steps
     return rate
