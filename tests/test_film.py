@@ -162,7 +162,7 @@ class TestTrust:
         text = describe(out, {"check": {"command": ["-m", "featdepth.doctor", "a b"]}}, ["street_00", "lost"], None)
         for line in (
             "- **No metres.** One camera does not show how large the world is",
-            "- The check of the trained model: learned (on 6 validation samples).",
+            "- The check of the trained model: learned (on 6 samples).",
             "- Trained 56 steps (95 were planned, and the machine was slower) of 2 images of 96 x 64 pixels",
             "- street_00: unit: relative; motion: all.",
             "- **lost: no motion of the camera was found**",

@@ -29,6 +29,7 @@ from featdepth.training.learned_check import (
     motion_error,
     photometric_gain,
     row_correlation,
+    signs_of,
 )
 
 # Medians measured on the synthetic street after 10 steps and after 380.
@@ -48,6 +49,8 @@ class TestVerdict:
             (Signs(3.0, 0.1, -0.5, 0.3), LEARNED),  # it looks at a ceiling
             (Signs(UNKNOWN, UNKNOWN, -0.9, 0.0), NOTHING),  # stereo alone
             (Signs(UNKNOWN, UNKNOWN, 0.9, 0.4), LEARNED),
+            (Signs(UNKNOWN, UNKNOWN, 0.9, UNKNOWN, relief=0.02), NOTHING),  # any motion fits any depth
+            (Signs(UNKNOWN, UNKNOWN, -0.2, UNKNOWN, relief=0.3), LEARNED),
         ],
     )
     def test_two_bad_signs_make_it(self, signs: Signs, expected: str) -> None:
@@ -84,6 +87,23 @@ class TestSigns:
         assert all(map(math.isnan, alignment_gap(images[0], torch.rand(1, 1, 80, 160), *seen[2:], pose)))
         check = judge([AFTER_380._replace(turned=0.52, shifted=0.31)] * FEWEST_PAIRS)
         assert "its network 0.52 degrees and 31% off alignment" in describe_check(check)
+
+    @pytest.mark.parametrize("is_right", [True, False])
+    def test_depth_whose_motion_is_aligned_has_to_beat_a_wall(
+        self, is_right: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drive = render_drive(frames=3, height=80, width=160)
+        config = tiny_config("photometric", [0, -1, 1], motion="aligned", metres_per_unit=None)
+        images = torch.from_numpy(np.stack([drive.images[place] for place in (1, 0, 2)])).permute(0, 3, 1, 2) / 255
+        batch = {"images": images[None], "augmented": images[None]}
+        batch["intrinsics"] = torch.from_numpy(drive.intrinsics).float()[None]
+        depth = torch.from_numpy(drive.depths[1] / 10).clamp(max=90)[None, None]
+        model = tiny_model(config).eval()
+        disparity = model.to_disparity(depth if is_right else depth.flip(-2))
+        monkeypatch.setattr(FeatDepth, "depth", lambda self, images: (disparity,) * 4)
+        signs = signs_of(model, batch, config)
+        assert math.isnan(signs.angle) and math.isnan(signs.gain)
+        assert signs.relief > 0.3 if is_right else signs.relief < 0.1
 
     def test_rows_and_gain(self) -> None:
         assert row_correlation(np.arange(9.0) ** 2) == pytest.approx(1) and row_correlation(np.ones(9)) == 0

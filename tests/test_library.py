@@ -12,6 +12,7 @@ import torch
 import yaml
 from check_reference import reference_state
 from hub_server import TOKEN, serve
+from huggingface_hub import ModelCard
 from PIL import Image
 from tiny_models import HEIGHT, WIDTH, tiny_config, tiny_model
 
@@ -26,6 +27,7 @@ from featdepth.models.saved.provenance import Provenance
 HOSTILE = "x`y\n# Title <script>alert(1)</script> | ```\n---\nlicense: mit\n[a](javascript:b)"
 SCORES = dict.fromkeys(("abs_rel", "sq_rel", "rmse", "rmse_log", "a1", "a2", "a3", "silog"), 0.125)
 EVALUATION = {"images": 697, "protocol": "eigen", "crop": "garg", "cap": 80.0, "flip": False, "contaminated": []}
+EVALUATION |= {"data": "kitti_raw"}
 EVALUATION |= {"median_scaled": SCORES, "fixed_scale": None}
 
 
@@ -223,6 +225,38 @@ def test_the_card_says_what_the_model_is_and_has_seen(trained, tmp_path):
     # What was loaded says the same of itself, but for scores that its weights may have grown out of.
     again = str(FeatDepth.from_pretrained(tmp_path / "model").generate_model_card())
     assert again == str(trained.generate_model_card()) != card
+
+
+def listed(path: Path) -> list[tuple]:
+    """The scores that the hub's own parser finds in a card."""
+    data = ModelCard.load(path, ignore_metadata_errors=False).data
+    assert ModelCard(f"---\n{data.to_yaml()}\n---\n").data.to_dict() == data.to_dict()
+    named = ("dataset_type", "dataset_name", "dataset_split", "metric_type", "metric_name", "metric_value")
+    return [tuple(getattr(each, name) for name in named) for each in data.eval_results or ()]
+
+
+def test_the_hub_lists_the_scores_of_a_card(trained, tmp_path):
+    """Those of a model that has seen what it is tested on, and those on data without a name, are not listed."""
+    (tmp_path / "metrics.json").write_text(json.dumps(EVALUATION | {"fixed_scale": {**SCORES, "abs_rel": 0.25}}))
+    card = tmp_path / "model" / "README.md"
+    trained.save_pretrained(tmp_path / "model", model_card_kwargs={"evaluation": tmp_path})
+    about = ("kitti_raw", "KITTI")
+    validation = [
+        (*about, "validation", "loss", "loss without gradient", 0.0625),
+        (*about, "validation", "abs_rel", "abs_rel, median-scaled", 0.375),
+    ]
+    found = listed(card)
+    assert found[:2] == validation and len(found) == 2 + 2 * len(SCORES)
+    assert (*about, "test", "abs_rel", "abs_rel, median-scaled", SCORES["abs_rel"]) in found
+    assert (*about, "test", "abs_rel", "abs_rel, fixed scale", 0.25) in found
+    arguments = ModelCard.load(card).data.eval_results[-1].dataset_args
+    assert arguments == {"protocol": "eigen", "crop": "garg", "cap": 80.0, "flip": False}
+    (tmp_path / "metrics.json").write_text(json.dumps(EVALUATION | {"data": HOSTILE, "crop": HOSTILE}))
+    trained.save_pretrained(tmp_path / "model", model_card_kwargs={"evaluation": tmp_path})
+    assert listed(card) == validation
+    (tmp_path / "metrics.json").write_text(json.dumps(EVALUATION | {"contaminated": ["a"]}))
+    trained.save_pretrained(tmp_path / "model", model_card_kwargs={"evaluation": tmp_path})
+    assert listed(card) == validation
 
 
 def test_contaminated_and_transductive_models_say_so_before_anything_else(trained):

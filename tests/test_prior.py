@@ -13,12 +13,12 @@ from run_records import differences, interrupted_copy, read_metrics
 from tiny_depth_models import write_depth_model
 
 import train
-from featdepth import prior as program
 from featdepth.config import Config, load_config
 from featdepth.data import augment, build_dataset
 from featdepth.data.prior_maps import load_prior
 from featdepth.errors import InputError
 from featdepth.losses import affine_error
+from featdepth.prior import __main__ as program
 
 WHOLE = [0.0] * 4
 

@@ -142,12 +142,14 @@ class TestSignals:
         assert (tmp_path / "0").read_text() == "143"
         assert len(checkpoints(run_directory / "checkpoints")) == 1
 
-    @pytest.mark.parametrize(
-        ("number", "code"), [(signal.SIGTERM, "143"), pytest.param(signal.SIGINT, "130", marks=pytest.mark.long)]
-    )
     def test_launcher_of_two_processes_is_told_to_stop(
-        self, two_process_run: Path, config_file: Path, run_directory: Path, tmp_path: Path, number: int, code: str
+        self, config_file: Path, run_directory: Path, tmp_path: Path
     ) -> None:
+        self.stop_two_processes(config_file, run_directory, tmp_path, signal.SIGTERM, "143")
+
+    @staticmethod
+    def stop_two_processes(config_file: Path, run_directory: Path, tmp_path: Path, number: int, code: str) -> None:
+        """Their launcher gets the signal; both save and end with this exit code."""
         codes = tmp_path / "codes"
         codes.mkdir()
         options = [*INTERRUPTIBLE, "train.checkpoint_every=100", f"run.directory={run_directory}", "train.log_every=1"]
@@ -159,6 +161,12 @@ class TestSignals:
         assert {path.name: path.read_text() for path in codes.iterdir()} == {"0": code, "1": code}
         (saved,) = checkpoints(run_directory / "checkpoints")
         assert {path.name for path in saved.iterdir()} >= {"random_states_0.pkl", "random_states_1.pkl"}
+
+    @pytest.mark.long
+    def test_two_interrupted_processes_continue(
+        self, two_process_run: Path, config_file: Path, run_directory: Path, tmp_path: Path
+    ) -> None:
+        self.stop_two_processes(config_file, run_directory, tmp_path, signal.SIGINT, "130")
         arguments = ["train.py", "--cpu", "--config", config_file, *INTERRUPTIBLE, f"run.directory={run_directory}"]
         succeeded(run_program_process([*arguments, "data.workers=0", "--resume"], processes=2))
         trained = [line for line in read_metrics(two_process_run) if line["split"] == "validation"][-1]["loss"]

@@ -34,7 +34,7 @@ from featdepth.config import Parser, save_config
 from featdepth.data.sets.clips import SUMMARY, read_record
 from featdepth.depth.recipe import REPOSITORY, open_base, recipe
 from featdepth.depth.stages import Stages
-from featdepth.depth.trust import describe
+from featdepth.depth.trust import describe, judge
 from featdepth.files import write_text
 from featdepth.training.checkpoint import checkpoints
 from featdepth.two_view.opencv import opencv
@@ -62,6 +62,7 @@ def main() -> None:
     doctor = ["-m", "featdepth.doctor", "--config", str(config_file), "--out", str(out / "doctor")]
     stages.run("check", doctor, (0, 1))  # 1: it has found problems, which README.md tells
     train(stages, config_file, out / "training" / "checkpoints", 60 * arguments.minutes)
+    judge(out)
 
     summary = read_record(out / "frames" / SUMMARY)
     clips = list(summary["clips"])

@@ -6,14 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from featdepth.config import load_config
 from featdepth.console import command, count
+from featdepth.data import build_dataset
 from featdepth.data.sets.clips import SUMMARY, read_record
 from featdepth.doctor.findings import PROBLEM, WARNING
 from featdepth.files import read_object, read_text
 from featdepth.models import FeatDepth
-from featdepth.models.saved.provenance import describe_check
+from featdepth.models.saved.provenance import TOO_FEW, describe_check
 from featdepth.predict.intrinsics import learned_intrinsics
+from featdepth.training.learned_check import check_model
 
 FEW_FRAMES = 200
 LARGEST_REPORT = 16 << 20  # bytes
@@ -39,6 +43,20 @@ TEXT = """# Depth of {name}
 {commands}
 ```
 """
+
+
+def judge(out: Path) -> None:
+    """Have the trained model checked on frames of its training, where too few were held out for a verdict."""
+    directory = out / "training" / "model"
+    model = FeatDepth.from_pretrained(directory)
+    if (model.provenance.check or {}).get("verdict") != TOO_FEW:
+        return
+    config = load_config(out / "config.yaml", ["data.flip=0", "data.colour_jitter=0"], training=False)
+    data = build_dataset(config, "train")
+    data.number_cameras(model.camera_names)
+    model.provenance.check = check_model(model, data, config, torch.device("cpu"))
+    model.save_pretrained(directory)
+    print(f"check of the model on frames of its training: {describe_check(model.provenance.check)}")
 
 
 def describe(out: Path, stages: dict[str, Any], clips: list[str], camera_height: float | None) -> str:
@@ -78,7 +96,9 @@ def check_line(model: FeatDepth) -> str:
     check, doubt = model.provenance.check, model.provenance.doubt
     if doubt is not None:
         return f"**The depth is not to be trusted**: {doubt}."
-    return f"The check of the trained model: {'none was made' if check is None else describe_check(check)}."
+    if check is None or check["verdict"] == TOO_FEW:
+        return "**Nothing says whether the depth is right**: there are too few frames to check it."
+    return f"The check of the trained model: {describe_check(check)}."
 
 
 def training_line(out: Path, model: FeatDepth, frames: int) -> str:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from featdepth.console import count
+from featdepth.data.samples import Sample
 from featdepth.errors import InputError
 from featdepth.evaluation.cards.content import MODEL_SCALES, headline, scale_ratio
 from featdepth.evaluation.cards.document import LOSS_MEANING
@@ -23,6 +24,8 @@ from featdepth.files import write_text
 from featdepth.kinds import describe_protocol, protocol_of
 from featdepth.metrics.breakdown import DETAILS
 from featdepth.metrics.depth import METRICS, mean_scores
+from featdepth.models.saved.model_card import kinds_of_data
+from featdepth.models.saved.provenance import Provenance
 from featdepth.scale import CAMERA_HEIGHT
 
 TITLES = {  # of the predictors
@@ -48,6 +51,7 @@ def summarise(scores: Scores) -> dict:
         raise InputError("no test image has ground truth inside the crop and below the cap; see evaluate.crop and .cap")
     flip = headline(config)
     result: dict = {
+        "data": tested_data(config.data.kind, known.samples),
         "protocol": config.evaluate.protocol,
         **protocol_of(config)._asdict(),
         "flip": config.evaluate.flip,
@@ -58,6 +62,12 @@ def summarise(scores: Scores) -> dict:
         result[name] = None if rows.isnan().all() else mean_scores(rows, torch.ones(len(rows)))
     result |= {"scale_ratio": scale_ratio(known.table[f"ratio.{flip}"]), "skipped_images": scores.skipped_images}
     return result | scores.about | {"without_truth": len(scores.results.samples) - len(known.samples)}
+
+
+def tested_data(kind: str, samples: Sequence[Sample]) -> str:
+    """The name in LICENCES of what a model is tested on: its kind, or "synthetic"."""
+    drives = sorted({sample.drive for sample in samples})
+    return kinds_of_data(Provenance(drives=drives, kinds=[kind]))[0]
 
 
 def summarise_loss(scores: Scores) -> dict:

@@ -4,6 +4,9 @@ Three things tell, none of them alone, since each has innocent reasons to look b
 a dark scene): whether its motion points where the matched points of two frames say, whether depth is nearer at the
 bottom of the picture, and whether frames warped by depth and motion fit better than frames left as they are.
 
+Motion by alignment fits whatever the depth is, so of a model without a pose network another thing tells, alone: whether
+frames warped by its depth fit better than by a flat wall, each with the motion that fits it best.
+
 What its pose network says is compared with alignment by its own depth, too (see `featdepth.alignment`). Nothing is
 judged by that: where depth is wrong, so is alignment.
 """
@@ -24,6 +27,7 @@ from featdepth.alignment import align
 from featdepth.config import Config
 from featdepth.data import augment
 from featdepth.models import FeatDepth
+from featdepth.models.aligned_motion import align_sources
 from featdepth.models.inputs import in_evaluation_mode
 from featdepth.models.saved.provenance import LEARNED, NOTHING, TOO_FEW, WITHOUT_OPENCV
 from featdepth.objective import intrinsics_of, minimum_error, reconstruct, upsampled_depths
@@ -39,7 +43,7 @@ LEAST_PARALLAX = 0.5  # pixels at the model's size: below it the direction of a 
 # Measured on the synthetic street: see docs/reliability.md.
 LARGEST_ANGLE = 45.0  # degrees: median angle between the model's translations and those of matched points
 LEAST_ROW_CORRELATION = 0.3  # of rows (downwards) and disparity
-LEAST_GAIN = 0.1  # part of the photometric error of unwarped frames that warping removes
+LEAST_GAIN = 0.1  # part of the photometric error of unwarped frames, or of those warped by a wall, that warping removes
 
 
 class Signs(NamedTuple):
@@ -51,6 +55,7 @@ class Signs(NamedTuple):
     gain: float  # 1: warping explains the other frames entirely, 0: no better than not warping, below 0: worse
     turned: float = math.nan  # degrees between the rotations of the pose network and of alignment
     shifted: float = math.nan  # between their translations, in parts of that of alignment
+    relief: float = math.nan  # of a model whose motion is aligned: as `gain`, compared with a flat wall
 
 
 @torch.no_grad()
@@ -90,6 +95,12 @@ def signs_of(model: FeatDepth, batch: dict[str, Tensor], config: Config, with_ma
         angle, rotation = motion_error(*grey, intrinsics[0].double().cpu().numpy(), poses[0, 0].double().cpu().numpy())
     depth = upsampled_depths(prediction, images.shape[-2:], config)[0]
     warped = torch.stack(reconstruct(sources, depth, intrinsics, poses), dim=1)
+    if temporal and model.settings.motion == "aligned":
+        wall = torch.ones_like(depth)
+        aligned = align_sources(wall, images, intrinsics, model.frames[1:])
+        flat = torch.stack(reconstruct(sources, wall, intrinsics, aligned.pose), dim=1)
+        relief = photometric_gain(images[0, 0], flat[0], warped[0]) if bool(aligned.is_known.all()) else math.nan
+        return Signs(math.nan, math.nan, row_correlation(rows), math.nan, relief=relief)
     gain = photometric_gain(images[0, 0], sources[0], warped[0])
     off = (math.nan, math.nan)
     if temporal and model.has_motion:
@@ -155,7 +166,7 @@ def photometric_gain(target: Tensor, sources: Tensor, warped: Tensor) -> float:
 def judge(signs: Sequence[Signs]) -> dict[str, float | int | str]:
     """The verdict, and the medians that it is made from; what no sample shows is left out.
 
-    Nothing is learned where at least two of the three signs are bad, of which there have to be two.
+    Nothing is learned where at least two of the three signs are bad, of which there have to be two, or the relief is.
     """
     if len(signs) < FEWEST_PAIRS:
         return {"verdict": TOO_FEW, "samples": len(signs)}
@@ -169,4 +180,5 @@ def judge(signs: Sequence[Signs]) -> dict[str, float | int | str]:
         medians.get("row_correlation", 1.0) < LEAST_ROW_CORRELATION,
         medians.get("gain", 1.0) < LEAST_GAIN,
     ]
-    return {"verdict": NOTHING if sum(bad) >= 2 else LEARNED, "samples": len(signs), **medians}
+    is_flat = medians.get("relief", 1.0) < LEAST_GAIN
+    return {"verdict": NOTHING if sum(bad) >= 2 or is_flat else LEARNED, "samples": len(signs), **medians}

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from featdepth.config.checks import CHOICES
 from featdepth.console import count
 from featdepth.errors import InputError
 from featdepth.files import read_json
@@ -21,6 +22,12 @@ LARGEST_SCORES = 16 << 20  # bytes of metrics.json
 SHOWN = 20  # names of a list
 # Days of the synthetic street, which has the layout of KITTI raw (see featdepth.data.street.kitti_formats).
 SYNTHETIC = re.compile(r"2031_09_(26|28|30)/")
+
+TASK = "depth-estimation"  # as the hub calls it
+SCALES = {"median_scaled": "median-scaled", "fixed_scale": "fixed scale"}  # that a model is scored at
+METRIC_NAMES = {name: f"{name}, {SCALES['median_scaled']}" for name in METRICS}
+METRIC_NAMES |= {f"metric_{name}": f"{name}, {SCALES['fixed_scale']}" for name in METRICS}
+METRIC_NAMES["loss"] = "loss without gradient"  # of a validation
 
 OBJECTIVES = {
     "photometric": "photometric error between a frame and its neighbours, warped by predicted depth and motion",
@@ -63,12 +70,15 @@ def model_card(
         "## Licence",
         licence_lines(kinds, base),
     ]
+    results = model_index(record, kinds, scores) if has_depth else []
     data = ModelCardData(
+        model_name="FeatDepth" if results else None,
+        eval_results=results or None,
         license=licence_of(base),
         base_model=base["source"] if base and base["revision"] else None,  # of the hub, which shows the two together
         library_name=LIBRARY,
         tags=TAGS,
-        pipeline_tag="depth-estimation" if has_depth else "image-feature-extraction",
+        pipeline_tag=TASK if has_depth else "image-feature-extraction",
         datasets=[kind for kind in kinds if kind in LICENCES] or None,  # a name of others could end the front matter
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
@@ -151,13 +161,48 @@ def score_sections(record: Provenance, scores: dict | None) -> list[str]:
     return sections
 
 
+def model_index(record: Provenance, kinds: list[str], scores: dict | None) -> list[EvalResult]:
+    """The scores as the hub lists them beside those of other models; only data that have a name here are listed.
+
+    An evaluation of a model that has seen its test images is left out: the hub shows numbers without reservations.
+    """
+    found = []
+    if record.validation and len(kinds) == 1:
+        values = {name: value for name, value in record.validation.items() if name in METRIC_NAMES}
+        found += eval_results(kinds[0], "validation", values, {})
+    if scores and not (scores.get("contaminated") or record.contaminated or record.transductive):
+        measured = {name: scores[name] for name in ("protocol", "crop") if scores[name] in CHOICES[f"evaluate.{name}"]}
+        measured |= {"cap": scores["cap"], "flip": bool(scores["flip"])}
+        scales = [(mark, scores[name]) for name, mark in zip(SCALES, ("", "metric_"), strict=True) if scores.get(name)]
+        values = {f"{mark}{name}": means[name] for mark, means in scales for name in METRICS}
+        found += eval_results(str(scores.get("data")), "test", values, measured)
+    return found
+
+
+def eval_results(kind: str, part: str, values: dict[str, float], measured: dict) -> list[EvalResult]:
+    """One result for each of `values` (by keys of METRIC_NAMES) on a part of a kind of data; `measured`: how."""
+    if kind not in LICENCES:  # a name of others could end the front matter
+        return []
+    about = {"task_type": TASK, "dataset_type": kind, "dataset_name": LICENCES[kind].name, "dataset_split": part}
+    return [
+        EvalResult(
+            **about,
+            dataset_args=measured or None,
+            metric_type=name.removeprefix("metric_"),
+            metric_name=METRIC_NAMES[name],
+            metric_value=round(value, 6),
+        )
+        for name, value in values.items()
+    ]
+
+
 def evaluation_lines(scores: dict) -> str:
     """The table of an evaluation, and how it was made."""
     how = describe_protocol(scores | {"crop": code(scores["crop"])})
     head = f"{count(scores['images'], 'image')}, protocol {code(scores['protocol'])}, {how}, "
     lines = [head + f"flip {'on' if scores['flip'] else 'off'}.", ""]
     lines += ["| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
-    for name, title in (("median_scaled", "median-scaled"), ("fixed_scale", "fixed scale")):
+    for name, title in SCALES.items():
         if scores.get(name):
             lines.append(f"| {title} | " + " | ".join(f"{scores[name][metric]:.4f}" for metric in METRICS) + " |")
     if scores.get("contaminated"):

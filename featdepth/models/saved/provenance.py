@@ -106,7 +106,7 @@ def is_number(value: object) -> bool:
 
 def describe_check(check: Mapping[str, float | int | str]) -> str:
     """What the check at the end of a training found, in one line."""
-    words = [f"on {check.get('samples', 0)} validation samples"]
+    words = [f"on {check.get('samples', 0)} samples"]
     if "angle" in check:
         words.append(f"motion {check['angle']:.0f} degrees off matched points")
     if "turned" in check and "shifted" in check:
@@ -119,6 +119,8 @@ def describe_check(check: Mapping[str, float | int | str]) -> str:
         words.append(f"nearer at the bottom {check['row_correlation']:+.2f}")
     if "gain" in check:
         words.append(f"warping removes {check['gain']:.0%} of the error")
+    if "relief" in check:
+        words.append(f"depth removes {check['relief']:.0%} of the error that a flat wall leaves")
     return f"{check['verdict']} ({', '.join(words)})"
 
 
