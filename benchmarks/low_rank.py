@@ -2,7 +2,7 @@
 
 python benchmarks/low_rank.py [--tune all lora:8 last:2 head] [--size 518x518] [--batch 2] [--cpu] [--json FILE]
 
-Depth Anything in the sizes of its small model (ViT-S, 24.8 million weights), random, steps of Adam in float32; each in
+Depth Anything in the sizes of its small model (ViT-S, 24.8 million weights), random, a step of Adam in float32; each in
 a process of its own, whose memory before the network is made is taken off. Shown are GB, and parts of the first.
 """
 
@@ -83,11 +83,13 @@ def measure_step(asked: dict) -> None:
     encoder, decoder = (each.to(device) for each in make_large_depth(Model(tune=asked["tune"]), base))
     learned = [each for part in (encoder, decoder) for each in part.parameters() if each.requires_grad]
     optimizer = torch.optim.Adam(learned, fused=True)
-    for _ in range(2):  # the second has the optimiser's state from its beginning
-        disparity = decoder(encoder(torch.rand(asked["batch"], 3, *asked["size"], device=device)))[0]
-        disparity.mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    for each in learned:  # a step of nothing, after which the optimiser has its state, as in all steps but the first
+        each.grad = torch.zeros_like(each)
+    optimizer.step()
+    optimizer.zero_grad()
+    disparity = decoder(encoder(torch.rand(asked["batch"], 3, *asked["size"], device=device)))[0]
+    disparity.mean().backward()
+    optimizer.step()
     figures = {"learned": sum(each.numel() for each in learned) / 1e6, "memory": peak_memory(device) - before}
     print(json.dumps(figures))
 

@@ -1,11 +1,11 @@
 """What a prior of depth brings a small network: its abs_rel on held-out drives with it and without, at equal steps.
 
-python benchmarks/prior.py [--seeds 0 1 2] [--steps 200] [--weight 0.3] [--drives 24] [--out DIR] [--cpu] [--json FILE]
+python benchmarks/prior.py [--seeds 0 1 2] [--steps 200] [--weight 0.3] [--street DIR] [--out DIR] [--cpu] [--json FILE]
 
 The prior is the street's true inverse depth, smoothed by a Gaussian as wide as SMOOTHING of the image, after an affine
 map that is drawn for each frame: right up to scale and shift, and blurred at edges, as that of a large model might be.
 Both are train.py with configs/demo.yaml and the OPTIONS below, from the stereo pair; abs_rel is that of the last
-validation, median scaled. --seeds 0 takes less than five minutes of one core.
+validation, median scaled. --seeds 0 takes less than five minutes of one core where the street is there.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training")
     parser.add_argument("--steps", type=int, default=200, help="of each training")
     parser.add_argument("--weight", type=float, default=0.3, help="loss.prior")
-    parser.add_argument("--drives", type=int, default=24, help="of the street, six frames each")
-    parser.add_argument("--out", type=Path, help="where street, maps and runs are left (default: nowhere)")
+    parser.add_argument("--street", type=Path, help="one that is there already (default: it is made)")
+    parser.add_argument("--out", type=Path, help="where maps and runs are left (default: nowhere)")
     arguments = parser.parse_args()
     device = device_of(arguments)
-    settings = {"steps": arguments.steps, "loss.prior": arguments.weight, "drives": arguments.drives}
+    settings = {"steps": arguments.steps, "loss.prior": arguments.weight}
     result = start(device, settings) | {"rows": {}}
     print(heading(COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
         out = (arguments.out or Path(folder)).resolve()
-        write_street(out / "street", drives=arguments.drives, seed=5)
-        words = [f"data.root={out}/street", f"data.split={out}/street/splits", *OPTIONS]
+        street = (arguments.street or out / "street").resolve()
+        if arguments.street is None:
+            write_street(street)
+        words = [f"data.root={street}", f"data.split={street}/splits", *OPTIONS]
         words += [f"data.ground_truth_cache={out}/ground_truth", f"train.max_steps={arguments.steps}"]
         write_maps(words, out / "maps")
         prior = [f"data.prior={out}/maps", "data.prior_kind=disparity", f"loss.prior={arguments.weight}"]

@@ -100,6 +100,22 @@ def test_prediction(benchmark: Benchmark, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.long
+def test_prior(benchmark: Benchmark, tmp_path: Path) -> None:
+    words = ["--cpu", "--seeds", 0, 1, "--steps", 2, "--json", tmp_path / "figures.json"]
+    assert "(95 %, 2 seeds)" in succeeded(call_program(benchmark("prior").main, *words)).out
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert all(row["without"] > 0 and row["without"] != row["with_prior"] for row in rows.values()) and len(rows) == 2
+
+
+@pytest.mark.long
+def test_low_rank(benchmark: Benchmark, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    words = ["--cpu", "--size", "112x112", "--batch", 1, "--tune", "all", "lora:8"]
+    rows = rows_of(benchmark("low_rank"), tmp_path, *words)
+    assert rows["all"]["learned"] > 20 * rows["lora:8"]["learned"] and rows["lora:8"]["part"] < 0.9
+
+
 def test_loading(benchmark: Benchmark, tmp_path: Path) -> None:
     module = benchmark("loading")
     rows = rows_of(module, tmp_path, "--size", "64x96", "--repeat", 1)

@@ -94,9 +94,14 @@ class TestRecipe:
         assert config.model.metres_per_unit is None and config.data.field_of_view == 71.2
         assert config.data.height * config.data.width <= 64 * 96
 
-    def test_what_is_no_base_is_refused(self, saved_model: Path, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"--base hf:some/model: depth models of transformers cannot be adapted"):
-            recipes.open_base("hf:some/model")
+    def test_a_large_model_is_adapted_on_a_leash(self, prepared: dict[bool, Path], tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        given = ["model.pretrained=false", "loss.prior=0.2"]
+        config = recipe(prepared[True], tmp_path / "run", "hf:some/model", 4.0, given)
+        assert (config.model.depth, config.model.tune, config.loss.prior) == ("hf:some/model", "lora:8", 0.2)
+        assert config.model.init is None and config.model.motion == "aligned"
+
+    def test_what_is_no_base_is_refused(self, tmp_path: Path) -> None:
         tiny_model(tiny_config("autoencoder", [0])).save_pretrained(tmp_path / "features")
         with pytest.raises(InputError, match="objective autoencoder predicts no depth"):
             recipes.open_base(str(tmp_path / "features"))
@@ -188,7 +193,6 @@ class TestTrust:
         (["missing.mp4"], "missing.mp4: no such video file or folder of images"),
         (["--minutes", "0", "."], "--minutes 0: has to be above 0"),
         ([".", "--camera-height", "nan"], "--camera-height nan: has to be above 0"),
-        ([".", "--base", "hf:x/y"], "--base hf:x/y: depth models of transformers"),
         ([".", "--base", "nowhere"], "nowhere"),
         (["."], "is not empty; choose a new or empty folder for --out"),
     ],
@@ -202,7 +206,7 @@ def test_what_cannot_be_is_refused_in_one_line(options: list[str], message: str,
 def test_from_a_film_to_its_depth(film: Path, tmp_path: Path) -> None:
     tiny_model(tiny_config("photometric", [0, -1, 1])).save_pretrained(tmp_path / "base")
     out = tmp_path / "out"
-    words = ["-m", "featdepth.depth", film, "--out", out, "--minutes", 0.3, "--base", tmp_path / "base"]
+    words = ["-m", "featdepth.depth", film, "--out", out, "--minutes", 1.0, "--base", tmp_path / "base"]
     words += ["--field-of-view", 80]
     result = succeeded(run_program_process(words))
     assert "# Depth of street" in result.out and (out / "README.md").read_text() in result.out

@@ -1,6 +1,6 @@
 """From a film to depth with one command: prepare, look at the data, train or adapt within some minutes, predict.
 
-python -m featdepth.depth FILM --out DIR [--minutes 10] [--base MODEL_DIRECTORY] [key=value ...]
+python -m featdepth.depth FILM --out DIR [--minutes 10] [--base MODEL] [key=value ...]
 
 FILM is a video file or a folder of images of one moving camera. Each stage is one of the other programs; its command is
 printed as it starts, and can be repeated alone:
@@ -47,8 +47,7 @@ def main() -> None:
     arguments = parse_arguments()
     opencv()  # said before any work
     out = arguments.out
-    if arguments.base is not None:
-        open_base(arguments.base)
+    open_base(arguments.base)  # refused before any work
     stages = Stages(out, asked_for(arguments))
 
     known = [["--intrinsics", arguments.intrinsics], ["--field-of-view", arguments.field_of_view]]
@@ -94,7 +93,9 @@ def train(stages: Stages, config_file: Path, folder: Path, seconds: float) -> No
         return
     reached = checkpoints(folder)
     if not reached:
-        raise InputError(f"{folder}: no step was done in the time; give more --minutes")
+        del stages.done["train"]
+        stages.write()
+        raise InputError(f"{folder}: no step was done in the time; call again, or give more --minutes to another --out")
     stages.run("end training", [*words, f"train.max_steps={reached[-1].name.rpartition('_')[2]}"])
 
 
@@ -117,7 +118,7 @@ def parse_arguments() -> argparse.Namespace:
     add("overrides", nargs="*", metavar="key=value", help="of the training's configuration, as model.pretrained=false")
     add("--out", required=True, type=Path, metavar="DIR", help="new or empty folder, or one that this command began")
     add("--minutes", type=float, default=10.0, metavar="N", help="for the training alone (default: %(default)g)")
-    add("--base", metavar="DIR", help="directory of the model to adapt; without it one is trained from the beginning")
+    add("--base", metavar="MODEL", help="to adapt: the directory of a model, or hf:NAME; if not given, one is trained")
     known = parser.add_mutually_exclusive_group()
     known.add_argument("--intrinsics", metavar="FILE", help="calibration of upright frames; learned if not given")
     known.add_argument("--field-of-view", type=float, metavar="DEGREES", help="horizontal, of upright frames")

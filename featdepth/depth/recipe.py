@@ -10,6 +10,7 @@ import torch
 
 import featdepth
 from featdepth.config import Config, load_config
+from featdepth.config.depth_names import HUGGING_FACE
 from featdepth.config.values import override
 from featdepth.console import count
 from featdepth.data import build_dataset
@@ -33,14 +34,14 @@ CLOSED = 2.0  # seconds that pictures and models take after each validation
 RATE_DROPS = 0.75  # of the steps
 FOCAL_PAIRS = 12  # of frames that are to show the focal length
 # What of a model's settings makes its networks and their range.
-NETWORK_KEYS = ("encoder", "depth_layers", "decoder_width", "dropout", "min_depth", "max_depth")
+NETWORK_KEYS = ("encoder", "depth", "tune", "depth_layers", "decoder_width", "dropout", "min_depth", "max_depth")
 
 
 def recipe(frames: Path, run: Path, base: str | None, minutes: float, overrides: Sequence[str]) -> Config:
     """The configuration of a training of `minutes` in the folder `run` on the prepared `frames`.
 
-    base: directory of the model to adapt, None: from the start of configs/video.yaml; overrides: `section.key=value`,
-    which count more than anything decided here. Raises InputError for what cannot be trained.
+    base: the model to adapt, a directory of ours or hf:NAME; None: from the start of configs/video.yaml; overrides:
+    `section.key=value`, which count more than anything decided here. Raises InputError for what cannot be trained.
     """
     video = REPOSITORY / "configs" / "video.yaml"
     if not video.is_file():
@@ -48,7 +49,9 @@ def recipe(frames: Path, run: Path, base: str | None, minutes: float, overrides:
     words = [each for each in training_command(frames, read_record(frames / SUMMARY)) if "=" in each]
     # Alignment finds the motion from the first step on, where a pose network would take most of the time to learn it.
     words += [override("run.directory", run), "run.name=film", "model.motion=aligned", "train.log_every=20"]
-    model = None if base is None else open_base(base)
+    model = open_base(base)
+    if model is None and base is not None:  # of transformers, see docs/large_models.md
+        words += [override("model.depth", base), "model.pretrained=false", "model.tune=lora:8", "loss.prior=0.1"]
     if model is not None:
         words += [f"model.{key}={value_of(getattr(model.settings, key))}" for key in NETWORK_KEYS]
         words += [override("model.init", base), "model.pretrained=false"]
@@ -70,10 +73,10 @@ def recipe(frames: Path, run: Path, base: str | None, minutes: float, overrides:
     return timed(config, seconds, samples)
 
 
-def open_base(base: str) -> FeatDepth:
-    """The model to adapt. Raises InputError where it is none."""
-    if base.startswith("hf:"):
-        raise InputError(f"--base {base}: depth models of transformers cannot be adapted here; give a model directory")
+def open_base(base: str | None) -> FeatDepth | None:
+    """The model of ours to adapt; None: it is none of ours. Raises InputError where it is no model."""
+    if base is None or base.startswith(HUGGING_FACE):
+        return None
     model = FeatDepth.from_pretrained(base)
     if not model.has_depth:
         raise InputError(f"--base {base}: objective {model.settings.objective} predicts no depth")
