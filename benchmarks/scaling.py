@@ -8,8 +8,8 @@ GPUs a process for each of them against 1. All are train.py and evaluate.py them
 on a small street whose lists of frames are repeated as often as needed. A training has 2 x --steps steps, the second
 half of which is timed (metrics.jsonl); the validation at its end and the evaluation go twice through --images images,
 and the second pass is timed. Networks: ResNet-18 for depth and for motion at the demo's batch and size; or ResNet-50
-for depth and ResNet-18 for motion at batch 2 of 192x640, with the objective photometric or feature_metric. key=value is for train.py and
-evaluate.py. Rounds are interleaved; medians, and ratios within a round.
+for depth and ResNet-18 for motion at batch 2 of 192x640, with the objective photometric or feature_metric. key=value is
+for train.py and evaluate.py. Rounds are interleaved; medians, and ratios within a round.
 """
 
 from __future__ import annotations
