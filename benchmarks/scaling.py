@@ -7,9 +7,9 @@ On a CPU 2 processes against 1, each with one thread and loading its frames itse
 GPUs a process for each of them against 1. All are train.py and evaluate.py themselves, the several started by torchrun,
 on a small street whose lists of frames are repeated as often as needed. A training has 2 x --steps steps, the second
 half of which is timed (metrics.jsonl); the validation at its end and the evaluation go twice through --images images,
-and the second pass is timed. Networks: ResNet-18 for depth and for motion at the demo's batch and size; or ResNet-50
-for depth and ResNet-18 for motion at batch 2 of 192x640, with the objective photometric or feature_metric. key=value is
-for train.py and evaluate.py. Rounds are interleaved; medians, and ratios within a round.
+and the second pass is timed. Networks: those of the demo at its batch and size; or ResNet-50 for depth and ResNet-18
+for motion at batch 2 of 192x640, with the objective photometric or feature_metric. key=value is for train.py and
+evaluate.py. Rounds are interleaved; medians, and ratios within a round.
 """
 
 from __future__ import annotations
@@ -43,11 +43,10 @@ from featdepth.data.synthetic import write_street
 from featdepth.models import FeatDepth
 
 CONFIG = REPOSITORY / "configs/demo.yaml"
-POSE = ["model.motion=network", "model.pose_start=he", "model.pose_size=null"]  # the demo has no pose network
-LARGE = [*POSE, "data.frames=[0,-1,1]", "data.height=192", "data.width=640", "train.batch_size=2"]
+LARGE = ["data.frames=[0,-1,1]", "data.height=192", "data.width=640", "model.pose_size=null", "train.batch_size=2"]
 LARGE += ["model.depth_layers=50", "model.decoder_width=256", "model.dropout=0.5", "model.metres_per_unit=null"]
 NETWORKS = {
-    "demo": POSE,
+    "demo": [],
     "photometric": LARGE,
     "feature_metric": [*LARGE, "model.objective=feature_metric", "model.feature_encoder={folder}/stage_1"],
 }
