@@ -45,12 +45,11 @@ def cut(path: Path, share: float) -> None:
 class TestImages:
     @pytest.mark.parametrize("workers", [0, 1])
     def test_truncated(self, street_copy: Path, run_directory: Path, workers: int) -> None:
-        """The program that users start, with the bad image met in the main process and in a loader process."""
+        """Met in the main process, and in a loader process."""
         image = image_of(street_copy, "train")
         cut(image, 0.5)
         options = [f"run.directory={run_directory}", f"data.workers={workers}", "train.epochs=1"]
-        command = ["train.py", "--cpu", "--config", street_copy.parent / "tiny.yaml", *options]
-        line = run_program_process(command).error_line()
+        line = train_here(street_copy.parent / "tiny.yaml", run_directory, *options).error_line()
         assert str(image) in line and "data.skip_bad_frames" in line
         assert not (run_directory / "checkpoints").exists() and not (run_directory / "model").exists()
 

@@ -199,6 +199,7 @@ def test_waiting_is_weighted_by_time(benchmark: Benchmark, tmp_path: Path) -> No
     )
 
 
+@pytest.mark.long
 def test_scaling(benchmark: Benchmark, tmp_path: Path) -> None:
     module = benchmark("scaling")
     tiny = ["data.height=64", "data.width=96", "model.depth_layers=18", "model.decoder_width=16", "train.batch_size=1"]

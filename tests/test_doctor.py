@@ -326,7 +326,7 @@ def test_allowed_leakage_is_no_problem(wide_street_copy: Path, tmp_path: Path) -
     ("folder", "options"),
     [
         ("kitti_mini/kitti_raw", {"frames": [0, -1, 1]}),
-        ("kitti_odometry_mini", {"kind": "kitti_odometry", "split": "time"}),
+        pytest.param("kitti_odometry_mini", {"kind": "kitti_odometry", "split": "time"}, marks=pytest.mark.long),
         pytest.param(
             "indoor_mini", {"kind": "seven_scenes", "split": "time", "frames": [0, -8, 8]}, marks=pytest.mark.long
         ),

@@ -31,6 +31,14 @@ from featdepth.training.checkpoint import (
 )
 
 GRACE = 30  # seconds that a scheduler gives a job to save itself
+# Of a run that is stopped, with a checkpoint by its signal alone.
+ENDLESS = [
+    "train.epochs=100",
+    "train.accumulate=8",
+    "train.log_every=1",
+    "train.checkpoint_every=1000",
+    "data.workers=1",
+]
 
 
 class Started:
@@ -91,21 +99,22 @@ class TestSignals:
         assert "continued from" in result.out
         assert differences(finished_run, run_directory) == []
 
-    def test_interrupt_once_and_twice(self, config_file: Path, run_directory: Path) -> None:
-        options = ["train.epochs=100", "train.log_every=1", "data.workers=1", "train.checkpoint_every=1000"]
-        arguments = ["train.py", "--cpu", "--config", config_file, f"run.directory={run_directory}", *options]
-        with Started([*arguments, "train.accumulate=8"], run_directory.parent / "log") as run:
+    def test_interrupt_of_a_launcher_that_sends_it_on_is_one(self, config_file: Path, run_directory: Path) -> None:
+        arguments = ["train.py", "--cpu", "--config", config_file, f"run.directory={run_directory}", *ENDLESS]
+        with Started(arguments, run_directory.parent / "log") as run:
             run.wait_until((run_directory / "metrics.jsonl").exists)
             os.killpg(run.process.pid, signal.SIGINT)
             time.sleep(0.2)
             os.killpg(run.process.pid, signal.SIGINT)  # a launcher sends on what it gets: still the first one
             assert run.end(GRACE) == 130
             assert "Ctrl-C again" in run.log.read_text()
-        saved = checkpoints(run_directory / "checkpoints")
-        assert len(saved) == 1
-        with Started([*arguments, "train.accumulate=8", "--resume"], run_directory.parent / "log") as run:
-            lines = len(read_metrics(run_directory))
-            run.wait_until(lambda: len(read_metrics(run_directory)) > lines)
+        assert len(checkpoints(run_directory / "checkpoints")) == 1
+
+    @pytest.mark.long
+    def test_interrupt_twice_ends_at_once(self, config_file: Path, run_directory: Path) -> None:
+        arguments = ["train.py", "--cpu", "--config", config_file, f"run.directory={run_directory}", *ENDLESS]
+        with Started(arguments, run_directory.parent / "log") as run:
+            run.wait_until((run_directory / "metrics.jsonl").exists)
             os.kill(run.process.pid, signal.SIGINT)
             time.sleep(1.2)
             if run.process.poll() is None:
@@ -121,7 +130,8 @@ class TestSignals:
         environment = program_environment() | {variable: "no"}
         assert subprocess.run(command, env=environment, cwd=REPOSITORY, check=False).returncode == code
 
-    @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
+    @pytest.mark.long
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_launcher_of_one_process_ends(
         self, config_file: Path, run_directory: Path, tmp_path: Path, number: int
     ) -> None:

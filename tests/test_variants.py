@@ -51,7 +51,8 @@ class TestGradientCheckpointing:
         [
             *((objective, torch.float32) for objective in OBJECTIVES if objective != "joint"),
             pytest.param("joint", torch.float32, marks=LONG),
-            ("joint", torch.bfloat16),
+            ("photometric", torch.bfloat16),
+            pytest.param("joint", torch.bfloat16, marks=LONG),
         ],
         ids=str,
     )
