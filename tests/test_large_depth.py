@@ -89,7 +89,8 @@ def test_a_run_continues_bit_for_bit(name: str, config_file: Path, tmp_path: Pat
 @pytest.mark.parametrize("name", USABLE)
 def test_two_processes_do_what_one_does(name: str, config_file: Path, tmp_path: Path) -> None:
     depth = write_depth_model(tmp_path / "base", name)
-    options = ["data.frames=[0, s]", f"model.depth={depth}", "train.max_steps=2", "train.log_every=1", "loss.prior=0.1"]
+    # No leash: at the start its two predictions differ by rounding alone, and the sign of that is its gradient.
+    options = ["data.frames=[0, s]", f"model.depth={depth}", "train.max_steps=2", "train.log_every=1"]
     for processes, batch_size in ((1, 2), (2, 1)):
         words = ["train.py", "--cpu", "--config", config_file, f"run.directory={tmp_path / str(processes)}"]
         succeeded(run_program_process([*words, *options, f"train.batch_size={batch_size}"], processes))
