@@ -22,9 +22,9 @@ from featdepth.config import Model
 from featdepth.config.depth_names import HUGGING_FACE, NEEDED, split_tune
 from featdepth.config.values import shown
 from featdepth.errors import InputError
-from featdepth.files import read_json, read_text
+from featdepth.files import read_text
 from featdepth.models.backbones import Backbone
-from featdepth.models.saved.storage import CARD_FILE, CONFIG_FILE, from_hub
+from featdepth.models.saved.storage import CARD_FILE, CONFIG_FILE, from_hub, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -34,7 +34,7 @@ HALF, AS_IT_IS = ((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3)
 RELATIVE_DEPTH, METRIC_DEPTH = "relative", "metric"  # inverse depth up to scale and shift; depth in metres
 PROCESSOR_FILE = "preprocessor_config.json"
 DOWNLOADED = [CONFIG_FILE, PROCESSOR_FILE, CARD_FILE, "*.safetensors", "*.safetensors.index.json"]
-LARGEST_TEXT = 16 << 20  # bytes of a configuration or card
+LARGEST_CARD = 16 << 20  # bytes
 # What keeps a hostile configuration from demanding all memory and time.
 LARGEST_NUMBER, MOST_LAYERS, DEEPEST = 65536, 512, 8
 FOREIGN = ("backbone", "use_timm_backbone", "use_pretrained_backbone")  # keys that would load networks of others
@@ -139,20 +139,9 @@ def find_base(name: str) -> tuple[Base, Path]:
         raise InputError(f"{directory / PROCESSOR_FILE}: image_mean and image_std are not three numbers each")
     licence = None
     if (directory / CARD_FILE).exists():
-        found = LICENCE.match(read_text(directory / CARD_FILE, LARGEST_TEXT, "the card").replace("\r\n", "\n"))
+        found = LICENCE.match(read_text(directory / CARD_FILE, LARGEST_CARD, "the card").replace("\r\n", "\n"))
         licence = found and found[1]
     return Base(source, revision, licence, network, mean, deviation), directory
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError."""
-    try:
-        content = read_json(path, LARGEST_TEXT, "the model's configuration")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return content
 
 
 def check_network(network: object, place: str) -> None:

@@ -73,12 +73,7 @@ def read_model_directory(source: str | Path, **download: object) -> tuple[dict, 
                 "give one such as runs/<name>/model (published .pth files: python -m featdepth.import_weights)"
             )
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
-    try:
-        config = read_json(config_path, LARGEST_CONFIG, "the model's configuration")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{config_path}: not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{config_path}: not a JSON object")
+    config = read_settings(config_path)
     try:
         return config, load(read_safetensors(weights_path, LARGEST_WEIGHTS, "the weights"))
     # KeyError: a type of number that safetensors knows and torch does not.
@@ -86,6 +81,17 @@ def read_model_directory(source: str | Path, **download: object) -> tuple[dict, 
         raise InputError(
             f"{weights_path}: damaged or no safetensors file ({shown(str(error))}); copy it again"
         ) from error
+
+
+def read_settings(path: Path) -> dict:
+    """The JSON object in a file of a model directory. Raises InputError."""
+    try:
+        content = read_json(path, LARGEST_CONFIG, "the model's configuration")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return content
 
 
 def read_camera_names(config: dict, source: str | Path) -> list[str]:
