@@ -155,11 +155,14 @@ class TestSignals:
     def test_launcher_of_two_processes_is_told_to_stop(
         self, config_file: Path, run_directory: Path, tmp_path: Path
     ) -> None:
-        self.stop_two_processes(config_file, run_directory, tmp_path, signal.SIGTERM, "143")
+        codes = self.stop_two_processes(config_file, run_directory, tmp_path, signal.SIGTERM)
+        assert codes == {"0": "143", "1": "143"}
+        (saved,) = checkpoints(run_directory / "checkpoints")
+        assert {path.name for path in saved.iterdir()} >= {"random_states_0.pkl", "random_states_1.pkl"}
 
     @staticmethod
-    def stop_two_processes(config_file: Path, run_directory: Path, tmp_path: Path, number: int, code: str) -> None:
-        """Their launcher gets the signal; both save and end with this exit code."""
+    def stop_two_processes(config_file: Path, run_directory: Path, tmp_path: Path, number: int) -> dict[str, str]:
+        """The exit codes of two processes, by rank, whose launcher gets the signal."""
         codes = tmp_path / "codes"
         codes.mkdir()
         options = [*INTERRUPTIBLE, "train.checkpoint_every=100", f"run.directory={run_directory}", "train.log_every=1"]
@@ -168,15 +171,14 @@ class TestSignals:
             run.wait_until((run_directory / "metrics.jsonl").exists)
             os.kill(run.process.pid, number)
             run.end(GRACE)
-        assert {path.name: path.read_text() for path in codes.iterdir()} == {"0": code, "1": code}
-        (saved,) = checkpoints(run_directory / "checkpoints")
-        assert {path.name for path in saved.iterdir()} >= {"random_states_0.pkl", "random_states_1.pkl"}
+        return {path.name: path.read_text() for path in codes.iterdir()}
 
     @pytest.mark.long
     def test_two_interrupted_processes_continue(
         self, two_process_run: Path, config_file: Path, run_directory: Path, tmp_path: Path
     ) -> None:
-        self.stop_two_processes(config_file, run_directory, tmp_path, signal.SIGINT, "130")
+        codes = self.stop_two_processes(config_file, run_directory, tmp_path, signal.SIGINT)
+        assert codes == {"0": "130", "1": "130"}
         arguments = ["train.py", "--cpu", "--config", config_file, *INTERRUPTIBLE, f"run.directory={run_directory}"]
         succeeded(run_program_process([*arguments, "data.workers=0", "--resume"], processes=2))
         trained = [line for line in read_metrics(two_process_run) if line["split"] == "validation"][-1]["loss"]
